@@ -23,8 +23,8 @@ def calibrate(rewards, reference_rewards, *, is_sorted=False, reference_mask=Non
                                  broadcast against those of `rewards`.
     is_sorted          the rows of `reference_rewards` ascend; then a reward costs O(log K), without a sort.
     reference_mask     [..., K]  1 where the rollout counts, 0 where it failed or is padding: its reward is then never
-                                 looked at and may be anything. In sorted rows the masked entries come last. Default: all
-                                 count.
+                                 looked at and may be anything. In sorted rows the masked entries come last. Default:
+                                 all count.
 
     Returns u [..., R], float32 in [0, 1]: multiples of ½/K. It is piecewise constant in both arguments, so its gradient
     is zero, and is defined as zero. Works under jit, vmap and grad.
