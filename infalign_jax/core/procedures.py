@@ -94,8 +94,8 @@ def best_of(n):
 
 
 def worst_of(n):
-    """Draw n, keep the lowest: ``g(x) = 1 - (1-x)**n``, concave. It is what an adversary with n tries (or a safety
-    audit) sees.""" n = check_whole("n of worst_of", n)
+    """Draw n, keep the lowest: ``g(x) = 1 - (1-x)**n``, concave: what an adversary with n tries (or an audit) sees."""
+    n = check_whole("n of worst_of", n)
     return dataclasses.replace(order_statistic(1, n), name=f"worst_of({n})")
 
 

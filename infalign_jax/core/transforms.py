@@ -55,8 +55,7 @@ def identity():
 
 
 def log():
-    """``phi(u) = log u``: with ``beta = 1/(n-1)`` the optimum is exactly the best-of-n policy. ``-inf`` at 0 (see
-    tabulate).
+    """``phi(u) = log u``: with ``beta = 1/(n-1)`` the optimum is exactly the best-of-n policy; ``-inf`` at 0.
 
     Under Uniform[0,1] ``log u`` has mean -1 and variance 1.
     """
@@ -73,8 +72,7 @@ def exponential(t):
     if not math.isfinite(t) or t == 0:
         raise ValueError(f"exponential(t) needs a finite t other than 0, got t = {t:g}")
     sign, size = math.copysign(1.0, t), abs(t)
-    # Around the anchor all values are at most 1 and, for small t, expm1 keeps the digits that exp(tu) - mean would
-    # lose.
+    # Around the anchor all values are at most 1 and, for small t, expm1 keeps the digits that exp(tu) - mean lose.
     if size < 1:
         anchor = 0.5
         mean = sum((size / 2) ** (2 * k) / math.factorial(2 * k + 1) for k in range(1, 10))
@@ -92,8 +90,7 @@ def exponential(t):
 
 
 def standardize(phi):
-    """``(phi - mean) / std`` with both taken under the continuous Uniform[0,1]: closed form where known, else
-    quadrature.
+    """``(phi - mean) / std`` with both taken under the continuous Uniform[0,1].
 
     Args:
       phi: a transform of this module or any function of u that accepts numpy (and, for training, jax) arrays.
