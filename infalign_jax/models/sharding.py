@@ -1,0 +1,53 @@
+"""Logical names of every parameter's axes; `training` maps the names to the axes of a device mesh."""
+
+import re
+
+import jax
+
+# Path of a parameter within its layer (or the tree, for what is not stacked) -> names of its axes.
+_AXES = (
+    (r"embed/embedding", ("vocab", "embed")),
+    (r"unembed/kernel", ("embed", "vocab")),
+    (r"q/kernel", ("embed", "heads", "head_dim")),
+    (r"[kv]/kernel", ("embed", "kv_heads", "head_dim")),
+    (r"o/kernel", ("heads", "head_dim", "embed")),
+    (r"q/bias", ("heads", "head_dim")),
+    (r"[kv]/bias", ("kv_heads", "head_dim")),
+    (r"(gate|up)/kernel", ("embed", "mlp")),
+    (r"down/kernel", ("mlp", "embed")),
+    (r"[qk]_norm/scale", ("head_dim",)),
+    (r"\w*norm/scale", ("embed",)),
+    (r"reward_head/kernel", ("embed",)),
+    (r"reward_head/bias", ()),
+    (r"(q|k|v|gate|up)/a", ("embed", "lora")),
+    (r"o/a", ("heads", "head_dim", "lora")),
+    (r"down/a", ("mlp", "lora")),
+    (r"q/b", ("lora", "heads", "head_dim")),
+    (r"[kv]/b", ("lora", "kv_heads", "head_dim")),
+    (r"(gate|up)/b", ("lora", "mlp")),
+    (r"(o|down)/b", ("lora", "embed")),
+)
+
+
+def path_name(path) -> str:
+    """'layers/q/kernel' from the key path that jax.tree_util gives."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def logical_axes(variables):
+    """A tree like `variables` (arrays or ShapeDtypeStructs) with a tuple of axis names in place of each leaf.
+
+    Names: vocab, embed, heads, kv_heads, head_dim, mlp, lora, and layers for the axis on which layers are stacked.
+    Raises ValueError for a parameter of unknown path or with another number of axes.
+    """
+
+    def axes_of(path, leaf):
+        name = path_name(path)
+        collection, _, rest = name.partition("/")
+        prefix = ("layers",) if rest.startswith("layers/") else ()
+        for pattern, axes in _AXES:
+            if re.fullmatch(pattern, rest.removeprefix("layers/")) and len(prefix + axes) == len(leaf.shape):
+                return prefix + axes
+        raise ValueError(f"{collection} has no axis names for parameter {rest} of shape {tuple(leaf.shape)}")
+
+    return jax.tree_util.tree_map_with_path(axes_of, variables)

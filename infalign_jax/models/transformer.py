@@ -1,0 +1,229 @@
+"""The transformer as pure functions of (config, variables, tokens).
+
+`variables` is {'params': ...} and optionally {'lora': ...}; layers are stacked on a leading axis and scanned. Prompts
+are left-padded `[B, S]` with lengths of at least 1, positions count from a prompt's first real token, and a
+completion's slot c has position length + c. Nothing that is padding can influence anything that is not. Hidden states
+are those after the final norm; `unembed` turns them into logits. All of it is differentiable in `variables`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infalign_jax.models import attention, rope
+from infalign_jax.models.layers import Layer, RMSNorm, embedding_initializer
+
+_NO_WINDOW = 1 << 30
+_CHECKPOINT_POLICIES = {
+    "layer": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Cache(NamedTuple):
+    """Keys (rotated) and values of every layer: `[L, B, G, S, H]` of prompts, `[L, B, R, G, C, H]` of completions."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+def init(config, key):
+    """Fresh variables {'params': ...} in config.param_dtype; can be traced by jit and eval_shape."""
+    embed_key, layers_key, head_key = jax.random.split(key, 3)
+    dtype = jnp.dtype(config.param_dtype)
+    x_BXD = jnp.zeros((1, 1, config.embed_dim), jnp.dtype(config.dtype))
+    cos, sin = (table[0] for table in rope.rotations(config, jnp.zeros((1, 1), jnp.int32)))
+
+    def init_layer(layer_key):
+        return Layer(config).init(layer_key, x_BXD, cos, sin, lambda q, k, v: (q, None))["params"]
+
+    table = embedding_initializer(config)(embed_key, (config.vocab_size, config.embed_dim), dtype)
+    params = {
+        "embed": {"embedding": table},
+        "layers": jax.vmap(init_layer)(jax.random.split(layers_key, config.num_layers)),
+        "final_norm": RMSNorm(config).init(head_key, x_BXD)["params"],
+    }
+    if not config.tied_embeddings:
+        shape = (config.embed_dim, config.vocab_size)
+        params["unembed"] = {"kernel": embedding_initializer(config)(head_key, shape, dtype)}
+    return {"params": params}
+
+
+def _embed(config, variables, tokens):
+    x = variables["params"]["embed"]["embedding"][tokens].astype(jnp.dtype(config.dtype))
+    return x * jnp.asarray(config.embed_dim**0.5, x.dtype) if config.scale_embeddings else x
+
+
+def _final_norm(config, variables, x):
+    return RMSNorm(config).apply({"params": variables["params"]["final_norm"]}, x)
+
+
+def unembed(config, variables, hidden):
+    """Logits, float32 `[..., V]`, of hidden states `[..., D]`, soft-capped if the model is."""
+    params, hidden = variables["params"], hidden.astype(jnp.dtype(config.dtype))
+    if config.tied_embeddings:
+        kernel, equation = params["embed"]["embedding"], "...d,vd->...v"
+    else:
+        kernel, equation = params["unembed"]["kernel"], "...d,dv->...v"
+    logits = jnp.einsum(equation, hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    cap = config.logit_soft_cap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unroll=1):
+    """All layers over tokens X of each prompt -> (x_BXD, cache, what `attend` emitted, stacked over layers).
+
+    `attend(cache, layer, window, q, k, v) -> (out, (cache, emitted))`; `cache` travels in the carry, so that a decode
+    step writes one slot of it in place.
+    """
+    cos, sin = rope.rotations(config, positions_BX)
+    is_local = np.array(config.is_local)
+    windows = np.where(is_local, config.window or 0, _NO_WINDOW).astype(np.int32) if is_local.any() else None
+
+    def body(carry, inputs):
+        x, cache = carry
+        layer_variables, layer, window, kind = inputs
+        cos_BXh, sin_BXh = (table[0] if kind is None else table[kind] for table in (cos, sin))
+        x, (cache, emitted) = Layer(config).apply(
+            layer_variables, x, cos_BXh, sin_BXh, lambda q, k, v: attend(cache, layer, window, q, k, v)
+        )
+        return (x, cache), emitted
+
+    if config.remat != "none":
+        body = jax.checkpoint(body, policy=_CHECKPOINT_POLICIES[config.remat], prevent_cse=False)
+    stacked = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
+    kinds = is_local.astype(np.int32) if cos.shape[0] == 2 else None
+    inputs = (stacked, np.arange(config.num_layers, dtype=np.int32), windows, kinds)
+    (x_BXD, cache), emitted = jax.lax.scan(body, (x_BXD, cache), inputs, unroll=unroll)
+    return x_BXD, cache, emitted
+
+
+def _positions(lengths_B, num_slots):
+    """Positions of a left-padded prompt's slots; padding is given position 0."""
+    return jnp.maximum(jnp.arange(num_slots) - (num_slots - lengths_B[:, None]), 0)
+
+
+def _slots_first(x_BXGH):
+    """`[B, X, G, H] -> [B, G, X, H]`, the layout in which each head's keys lie together."""
+    return jnp.swapaxes(x_BXGH, -3, -2)
+
+
+def _prompt_pass(config, variables, tokens_BS, lengths_B, emit):
+    num_slots = tokens_BS.shape[1]
+    valid_BS = attention.valid_slots(lengths_B, num_slots)
+
+    def attend(cache, layer, window, q, k, v):
+        k, v = _slots_first(k), _slots_first(v)
+        out = attention.attend_prompt(q, k, v, valid_BS, window, config.attention_soft_cap)
+        return out, (cache, Cache(k, v) if emit else None)
+
+    x = _embed(config, variables, tokens_BS)
+    x, _, cache = _scan_layers(config, variables, x, _positions(lengths_B, num_slots), attend)
+    return x, cache
+
+
+def forward(config, variables, tokens_BT, lengths_B):
+    """Hidden states `[B, T, D]` of left-padded sequences; the state of slot t depends on slots 0..t only."""
+    x, _ = _prompt_pass(config, variables, tokens_BT, lengths_B, emit=False)
+    return _final_norm(config, variables, x)
+
+
+def prefill(config, variables, prompt_tokens_BS, prompt_lengths_B):
+    """One pass over the prompts -> (hidden `[B, D]` of each prompt's last token, the prompts' `Cache`)."""
+    x, cache = _prompt_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, emit=True)
+    return _final_norm(config, variables, x[:, -1]), cache
+
+
+def empty_completion_cache(config, num_prompts: int, rollouts: int, slots: int, dtype=None):
+    """A zeroed completion `Cache` with room for `slots` tokens a rollout, in `dtype` (config.dtype by default)."""
+    shape = (config.num_layers, num_prompts, rollouts, config.num_kv_heads, slots, config.head_dim)
+    zeros = jnp.zeros(shape, jnp.dtype(dtype or config.dtype))
+    return Cache(zeros, zeros)
+
+
+def decode(
+    config, variables, tokens_BR, step, prompt_lengths_B, prompt_cache, completion_cache, *, slots=None, unroll=1
+):
+    """Read token number `step` of each rollout -> (hidden `[B, R, D]` that predicts the next, the cache with it added).
+
+    slots: how many completion slots to attend to, static; it must exceed `step`. By default all there are.
+    """
+    num_prompts, rollouts = tokens_BR.shape
+    slots = completion_cache.keys.shape[4] if slots is None else slots
+    valid_BS = attention.valid_slots(prompt_lengths_B, prompt_cache.keys.shape[3])
+    dtype = jnp.dtype(config.dtype)
+
+    def write(cache_LBRGCH, layer, x_BRGH):
+        x = x_BRGH[None, :, :, :, None].astype(cache_LBRGCH.dtype)
+        return jax.lax.dynamic_update_slice(cache_LBRGCH, x, (layer, 0, 0, 0, step, 0))
+
+    def read(cache, layer, slots):
+        shape = (1, *cache.shape[1:-2], slots, cache.shape[-1])
+        return jax.lax.dynamic_slice(cache, (layer, *[0] * (cache.ndim - 1)), shape)[0].astype(dtype)
+
+    def attend(cache, layer, window, q, k, v):
+        cache = Cache(write(cache.keys, layer, k), write(cache.values, layer, v))
+        prompt_kv = [read(x, layer, x.shape[3]) for x in prompt_cache]
+        own_kv = [read(x, layer, slots) for x in cache]
+        cap = config.attention_soft_cap
+        out = attention.attend_completion(q[:, :, None], prompt_kv, own_kv, valid_BS, step, window, cap)
+        return out[:, :, 0], (cache, None)
+
+    positions_BR = jnp.broadcast_to((prompt_lengths_B + step)[:, None], (num_prompts, rollouts))
+    x_BRD = _embed(config, variables, tokens_BR)
+    x_BRD, completion_cache, _ = _scan_layers(
+        config, variables, x_BRD, positions_BR, attend, completion_cache, unroll=unroll
+    )
+    return _final_norm(config, variables, x_BRD), completion_cache
+
+
+def _shared_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tokens_BRC):
+    """(hidden_BSD of the prompts, hidden_BRCD at the completion tokens), the prompt computed once for its R rollouts.
+
+    The tokens of a prompt and of its rollouts lie on one axis of S + R·C slots for norms and matmuls, and are told
+    apart in attention only. The batch stays the leading axis, so data-parallel devices never exchange tokens.
+    """
+    (num_prompts, num_slots), (_, rollouts, length) = prompt_tokens_BS.shape, completion_tokens_BRC.shape
+    valid_BS = attention.valid_slots(prompt_lengths_B, num_slots)
+
+    def split(x_BX):
+        head, tail = x_BX[:, :num_slots], x_BX[:, num_slots:]
+        return head, tail.reshape(num_prompts, rollouts, length, *x_BX.shape[2:])
+
+    def attend(cache, layer, window, q, k, v):
+        (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = split(q), split(k), split(v)
+        cap = config.attention_soft_cap
+        prompt_kv = (_slots_first(k_prompt), _slots_first(v_prompt))
+        out_prompt = attention.attend_prompt(q_prompt, *prompt_kv, valid_BS, window, cap)
+        own_kv = (_slots_first(k_own), _slots_first(v_own))
+        out_own = attention.attend_completion(q_own, prompt_kv, own_kv, valid_BS, 0, window, cap)
+        out = jnp.concatenate([out_prompt, out_own.reshape(num_prompts, rollouts * length, *q.shape[2:])], axis=1)
+        return out, (cache, None)
+
+    flat = (num_prompts, rollouts * length)
+    tokens_BX = jnp.concatenate([prompt_tokens_BS, completion_tokens_BRC.reshape(flat)], axis=1)
+    own = jnp.broadcast_to(prompt_lengths_B[:, None, None] + jnp.arange(length), completion_tokens_BRC.shape)
+    positions_BX = jnp.concatenate([_positions(prompt_lengths_B, num_slots), own.reshape(flat)], axis=1)
+    x, _, _ = _scan_layers(config, variables, _embed(config, variables, tokens_BX), positions_BX, attend)
+    return split(x)
+
+
+def forward_shared(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tokens_BRC):
+    """Hidden states `[B, R, C, D]`; the one at slot c PREDICTS completion token c.
+
+    Slot 0 comes from the prompt's last token and is common to the rollouts; the last completion token is never read.
+    Values and gradients are those of R separate passes over prompt + completion, at (S + R·C) / (R·(S + C)) the work.
+    """
+    num_prompts, rollouts, length = completion_tokens_BRC.shape
+    read_BRc = completion_tokens_BRC[:, :, :-1]
+    prompt_BSD, own_BRcD = _shared_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, read_BRc)
+    first_BRD = jnp.broadcast_to(prompt_BSD[:, None, -1], (num_prompts, rollouts, config.embed_dim))
+    return _final_norm(config, variables, jnp.concatenate([first_BRD[:, :, None], own_BRcD], axis=2))
+
+
+def completion_states(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tokens_BRC):
+    """Hidden states `[B, R, C, D]` AT the completion tokens (slot c has read token c), computed as `forward_shared`."""
+    _, own_BRCD = _shared_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tokens_BRC)
+    return _final_norm(config, variables, own_BRCD)

@@ -1,0 +1,86 @@
+"""Token log-probabilities, exact KL and entropy from hidden states, without ever forming logits for all tokens.
+
+The output head is applied to a few token slots at a time, and again in the backward pass, so that memory is that of
+one chunk of logits and not of [B, T, V].
+"""
+
+import jax
+import jax.numpy as jnp
+
+from infalign_jax.models import transformer
+
+_CHUNK_BYTES = 32 << 20  # of float32 logits of one model, when the caller does not choose
+
+
+def chunk_slots(leading: int, num_slots: int, vocab_size: int) -> int:
+    """How many token slots to take at a time so that `leading`·slots·V logits stay near 32 MiB; between 1 and T."""
+    return max(1, min(num_slots, _CHUNK_BYTES // (4 * leading * vocab_size)))
+
+
+def _over_chunks(function, arrays, chunk, remat):
+    """`function` of slices of `arrays` along their slot axis (given with each), outputs `[..., T]` joined again."""
+    (first, first_axis), *_ = arrays
+    num_slots = first.shape[first_axis]
+    num_chunks = -(-num_slots // chunk)
+    if num_chunks == 1:
+        return function(*[array for array, _ in arrays])
+
+    def split(array, axis):
+        array = jnp.moveaxis(array, axis, 0)
+        array = jnp.pad(array, [(0, num_chunks * chunk - num_slots)] + [(0, 0)] * (array.ndim - 1))
+        return array.reshape(num_chunks, chunk, *array.shape[1:])
+
+    def body(_, parts):
+        parts = [jnp.moveaxis(part, 0, axis) for part, (_, axis) in zip(parts, arrays, strict=True)]
+        outputs = function(*parts)
+        return None, jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), outputs)
+
+    if remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+    _, outputs = jax.lax.scan(body, None, [split(*pair) for pair in arrays])
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(num_chunks * chunk, *x.shape[2:])[:num_slots], 0, -1), outputs)
+
+
+def _chunk(config, targets, chunk):
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be a positive number of token slots")
+    *leading, num_slots = targets.shape
+    size = 1
+    for dimension in leading:
+        size *= dimension
+    return chunk_slots(size, num_slots, config.vocab_size) if chunk is None else min(chunk, num_slots)
+
+
+def token_log_probs(config, variables, hidden, targets, *, chunk=None):
+    """log π(target | context), float32 `[..., T]` in nats, from the `hidden [..., T, D]` that predict `targets [..., T]`.
+
+    At temperature 1 over the full vocabulary, soft cap included. Differentiable in `variables` and `hidden`.
+    chunk: token slots (of the T) taken at a time; by default as many as keep one chunk's logits near 32 MiB.
+    """
+
+    def log_probs(hidden, targets):
+        logits = transformer.unembed(config, variables, hidden)
+        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return picked - jax.nn.logsumexp(logits, axis=-1)
+
+    arrays = [(hidden, hidden.ndim - 2), (targets, targets.ndim - 1)]
+    return _over_chunks(log_probs, arrays, _chunk(config, targets, chunk), remat=True)
+
+
+def token_statistics(config, policy_variables, reference_variables, hidden, reference_hidden, targets, *, chunk=None):
+    """(log_probs, reference_log_probs, kl, entropy), each float32 `[..., T]` in nats per token.
+
+    kl_t = Σ_v π(v) (log π(v) − log π_ref(v)) and entropy_t = −Σ_v π(v) log π(v) are exact sums over the vocabulary at
+    the contexts given, not estimates from the sampled token. `hidden` and `reference_hidden` are `[..., T, D]`.
+    Differentiable in all but the integer targets; wrap the reference in stop_gradient where it must not learn.
+    """
+
+    def statistics(hidden, reference_hidden, targets):
+        log_p = jax.nn.log_softmax(transformer.unembed(config, policy_variables, hidden))
+        log_q = jax.nn.log_softmax(transformer.unembed(config, reference_variables, reference_hidden))
+        p = jnp.exp(log_p)
+        pick = lambda x: jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]  # noqa: E731
+        return pick(log_p), pick(log_q), jnp.sum(p * (log_p - log_q), -1), -jnp.sum(p * log_p, -1)
+
+    arrays = [(hidden, hidden.ndim - 2), (reference_hidden, hidden.ndim - 2), (targets, targets.ndim - 1)]
+    return _over_chunks(statistics, arrays, _chunk(config, targets, chunk), remat=True)

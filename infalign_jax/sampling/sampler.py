@@ -1,0 +1,169 @@
+"""Rollouts: one prefill a prompt, then a decode loop over all its rollouts that stops when the last has ended."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infalign_jax.models import transformer
+from infalign_jax.sampling import categorical, logits as filters
+
+
+class Rollouts(NamedTuple):
+    """R sampled completions of each of B prompts.
+
+    tokens_BRC              int32, right-padded with pad_id; EOS included when drawn
+    mask_BRC                float32, 1 for every drawn token (EOS too), 0 after it
+    log_probs_BRC           float32 nats of each drawn token at temperature 1 over the full vocabulary; 0 where mask is 0
+    sampling_log_probs_BRC  the same under the distribution it was drawn from (temperature and filters; 0 if greedy)
+    ended_BR                bool: EOS was drawn; False means cut at max_tokens
+    """
+
+    tokens_BRC: jax.Array
+    mask_BRC: jax.Array
+    log_probs_BRC: jax.Array
+    sampling_log_probs_BRC: jax.Array
+    ended_BR: jax.Array
+
+
+class _State(NamedTuple):
+    step: jax.Array
+    hidden_BRD: jax.Array
+    cache: transformer.Cache
+    rollouts: Rollouts
+
+
+def check_prompts(prompt_tokens_BS, prompt_lengths_B):
+    """Refuse on the host what cannot be a left-padded batch of prompts: lengths outside 1..S."""
+    if prompt_tokens_BS.ndim != 2 or prompt_lengths_B.shape != prompt_tokens_BS.shape[:1]:
+        raise ValueError(
+            f"prompt_tokens is {prompt_tokens_BS.shape} and prompt_lengths {prompt_lengths_B.shape}; "
+            "they must be [B, S] and [B]"
+        )
+    if isinstance(prompt_lengths_B, jax.core.Tracer) or not getattr(prompt_lengths_B, "is_fully_addressable", True):
+        return
+    lengths, slots = np.asarray(prompt_lengths_B), prompt_tokens_BS.shape[1]
+    for row in np.flatnonzero((lengths < 1) | (lengths > slots))[:1]:
+        raise ValueError(f"prompt_lengths[{row}] is {lengths[row]}; a prompt has from 1 to {slots} tokens here")
+
+
+def sample(
+    config,
+    variables,
+    prompt_tokens_BS,
+    prompt_lengths_B,
+    row_ids_B,
+    key,
+    *,
+    rollouts: int,
+    max_tokens: int,
+    eos_ids,
+    pad_id: int = 0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    cache_dtype: str | None = None,
+) -> Rollouts:
+    """Draw `rollouts` completions of up to `max_tokens` tokens for every prompt.
+
+    prompt_tokens_BS  left-padded, prompt_lengths_B each from 1 to S
+    row_ids_B         int: who the prompt is. The random numbers of a rollout are a function of (key, row id, rollout
+                      number, token slot) alone, so it does not matter which batch or device it is drawn on
+    eos_ids           token ids that end a completion; may be empty
+    temperature       0 is greedy; top_k, top_p and min_p as in `sampling.logits`, None for off
+    cache_dtype       of the completions' keys and values, config.dtype by default
+
+    Compiled once for each shape and set of options. Raises ValueError for an empty prompt or an option out of range.
+    """
+    check_prompts(prompt_tokens_BS, prompt_lengths_B)
+    filters.check(temperature, top_k, top_p, min_p)
+    for name, value in (("rollouts", rollouts), ("max_tokens", max_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for name, ids in (("eos_ids", eos_ids), ("pad_id", (pad_id,))):
+        if any(not 0 <= i < config.vocab_size for i in ids):
+            raise ValueError(f"{name} is {ids}; token ids run from 0 to {config.vocab_size - 1}")
+    options = (float(temperature), top_k, top_p, min_p)
+    return _sample(
+        config.replace(remat="none"),
+        (rollouts, max_tokens, tuple(int(i) for i in eos_ids), int(pad_id), cache_dtype),
+        options,
+        variables,
+        prompt_tokens_BS,
+        prompt_lengths_B,
+        row_ids_B,
+        key,
+    )
+
+
+def block_ends(max_tokens: int) -> list[int]:
+    """Where the decode loop is cut into stretches that each attend to a fixed number of slots: at most 8 stretches.
+
+    A stretch of 16 tokens attends to the slots up to its own end, so the slots of later tokens cost nothing; each is
+    compiled on its own, hence the limit on their number.
+    """
+    size = max(16, 16 * -(-max_tokens // (8 * 16)))
+    return [min(end, max_tokens) for end in range(size, max_tokens + size, size)]
+
+
+def _draw(options, logits, uniforms):
+    """(tokens, log-probs at temperature 1, log-probs under the sampling distribution) from logits `[..., V]`."""
+    temperature, top_k, top_p, min_p = options
+    if temperature == 1.0 and top_k is None and top_p is None and min_p is None:
+        tokens, log_probs = categorical.draw(logits, uniforms)
+        return tokens, log_probs, log_probs
+    if temperature == 0.0:
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        sampling_log_probs = jnp.zeros(tokens.shape, jnp.float32)
+    else:
+        filtered = filters.filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        tokens, sampling_log_probs = categorical.draw(filtered, uniforms)
+    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return tokens, picked - jax.nn.logsumexp(logits, axis=-1), sampling_log_probs
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _sample(config, sizes, options, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key):
+    rollouts, max_tokens, eos_ids, pad_id, cache_dtype = sizes
+    num_prompts = prompt_tokens_BS.shape[0]
+    hidden_BD, prompt_cache = transformer.prefill(config, variables, prompt_tokens_BS, prompt_lengths_B)
+    keys_BR = categorical.rollout_keys(key, row_ids_B, rollouts)
+
+    def write(array_BRC, x_BR, step):
+        return jax.lax.dynamic_update_slice(array_BRC, x_BR[..., None].astype(array_BRC.dtype), (0, 0, step))
+
+    def draw(step, hidden_BRD, done):
+        logits_BRV = transformer.unembed(config, variables, hidden_BRD)
+        tokens_BR, *log_probs = _draw(options, logits_BRV, categorical.uniforms(keys_BR, step))
+        live_BR = ~done.ended_BR
+        tokens_BR = jnp.where(live_BR, tokens_BR, pad_id)
+        is_eos_BR = jnp.isin(tokens_BR, jnp.array(eos_ids, jnp.int32)) if eos_ids else jnp.zeros_like(live_BR)
+        columns = (tokens_BR, live_BR, *[jnp.where(live_BR, x, 0.0) for x in log_probs])
+        arrays = [write(array, x, step) for array, x in zip(done[:4], columns, strict=True)]
+        return tokens_BR, Rollouts(*arrays, done.ended_BR | (live_BR & is_eos_BR))
+
+    def body(slots, state):
+        tokens_BR, done = draw(state.step, state.hidden_BRD, state.rollouts)
+        hidden_BRD, cache = transformer.decode(
+            config, variables, tokens_BR, state.step, prompt_lengths_B, prompt_cache, state.cache, slots=slots
+        )
+        return _State(state.step + 1, hidden_BRD, cache, done)
+
+    shape = (num_prompts, rollouts, max_tokens)
+    zeros = jnp.zeros(shape, jnp.float32)
+    done = Rollouts(jnp.full(shape, pad_id, jnp.int32), zeros, zeros, zeros, jnp.zeros(shape[:2], bool))
+    hidden_BRD = jnp.broadcast_to(hidden_BD[:, None], (num_prompts, rollouts, config.embed_dim))
+    cache = transformer.empty_completion_cache(config, num_prompts, rollouts, max_tokens, cache_dtype)
+    state = _State(jnp.int32(0), hidden_BRD, cache, done)
+    for end in block_ends(max_tokens):
+        # The last token is drawn but never read, hence the loops stop one short of max_tokens.
+        stop = min(end, max_tokens - 1)
+        state = jax.lax.while_loop(
+            lambda state, stop=stop: (state.step < stop) & ~state.rollouts.ended_BR.all(),
+            functools.partial(body, end),
+            state,
+        )
+    return draw(jnp.int32(max_tokens - 1), state.hidden_BRD, state.rollouts)[1]
