@@ -147,7 +147,7 @@ def load(path):
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         raise ValueError(
-            f"tokenizer path {str(path)!r} holds no tokenizer; give a SentencePiece .model or a folder with {MODEL_FILE}"
+            f"tokenizer path {str(path)!r} holds no tokenizer; give a SentencePiece .model or a folder of {MODEL_FILE}"
         )
     try:
         return SentencePieceTokenizer(file.read_bytes())
