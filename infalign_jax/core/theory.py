@@ -1,0 +1,154 @@
+"""Win rate and KL of the policy that a transform leads to, as integrals on [0,1].
+
+Under the reference the calibrated reward u is Uniform[0,1]; under the optimum for a transform it has density
+``f(u) = exp(phi(u)/beta) / int exp(phi/beta)``, the same for every prompt. All functions work in float64 on the host,
+whatever jax's default precision. Source: InfAlign (arXiv 2412.19792), calibrated procedures.
+"""
+
+import math
+
+import numpy as np
+
+from infalign_jax.core import finite_table
+from infalign_jax.core.quadrature import grid
+
+
+def density(phi, beta, nodes=None):
+    """Log density ``[M]`` and distribution function ``[M]`` of u under the policy, at the nodes of a quadrature grid.
+
+    Args:
+      phi: transform (callable on numpy arrays).
+      beta: KL coefficient, > 0.
+      nodes: a ``quadrature.Grid``; one with edges at the breaks of phi by default.
+
+    Raises:
+      ValueError: beta is not positive, or phi is not finite inside (0,1).
+    """
+    nodes = grid(tuple(getattr(phi, "breaks", ()))) if nodes is None else nodes
+    return _normalized(_scores(phi, nodes) / _positive("beta", beta), nodes)
+
+
+def kl(phi, beta, calibration_samples=None):
+    """``int f log f du``: KL of the policy from the reference, nats per sequence.
+
+    Args:
+      phi: transform.
+      beta: KL coefficient, > 0.
+      calibration_samples: None for exact calibration, or K: the mean over tables of K fixed rollouts.
+    """
+    if calibration_samples is not None:
+        values = finite_table.cell_values(phi, calibration_samples)
+        return finite_table.mean_kl(values / _positive("beta", beta))
+    nodes = grid(tuple(getattr(phi, "breaks", ())))
+    log_f_M, _ = density(phi, beta, nodes)
+    return _kl(log_f_M, nodes)
+
+
+def win_rate(objective, phi, beta, calibration_samples=None):
+    """Inference-time win rate of the policy against the reference, both used through the procedure.
+
+    ``W = 1 - int G_policy(v) dG_reference(v)``, for a distortion ``1 - int g(F(v)) g'(v) dv``.
+
+    Args:
+      objective: procedure, or average of procedures (``sum_i w_i W_i``).
+      phi: transform.
+      beta: KL coefficient, > 0.
+      calibration_samples: None for exact calibration, or K: the mean win rate, under exact rewards, of the policies
+        trained
+        on tables of K fixed rollouts (from a fixed set of simulated tables; standard error about 1e-4).
+
+    Returns:
+      W in [0,1]; ½ for a constant phi.
+    """
+    if calibration_samples is not None:
+        values = finite_table.cell_values(phi, calibration_samples)
+        return finite_table.mean_win_rate(objective, values / _positive("beta", beta))[0]
+    breaks = {b for _, part in objective.parts for b in part.breaks} | set(getattr(phi, "breaks", ()))
+    nodes = grid(tuple(sorted(breaks)))
+    log_f_M, cdf_M = density(phi, beta, nodes)
+    return win_rate_of_density(objective, np.exp(log_f_M), cdf_M, nodes)
+
+
+def win_rate_of_density(objective, density_M, cdf_M, nodes):
+    """Win rate of any policy given by the density and distribution function of u at the nodes of a grid."""
+    total = 0.0
+    for weight, part in objective.parts:
+        after_M, _ = part.law(density_M, cdf_M, nodes)
+        _, reference_M = part.law(np.ones_like(nodes.u_M), nodes.u_M, nodes)
+        total += weight * (1.0 - nodes.integral(after_M * reference_M))
+    return float(total)
+
+
+def beta_for_kl(phi, kl, calibration_samples=None):
+    """The beta at which the policy for ``phi`` has this KL; the KL falls strictly as beta grows.
+
+    Args:
+      phi: transform; beta scales with it.
+      kl: target, nats per sequence, > 0.
+      calibration_samples: None for exact calibration, or K: the *mean* KL over tables of K fixed rollouts hits the
+        target.
+
+    Raises:
+      ValueError: the target is not positive, or beyond what phi (or the table) can reach.
+    """
+    from scipy import optimize
+
+    target = _positive("kl", kl)
+    if calibration_samples is None:
+        nodes = grid(tuple(getattr(phi, "breaks", ())))
+        values = _scores(phi, nodes)
+        spread = math.sqrt(nodes.integral((values - nodes.integral(values)) ** 2))
+
+        def divergence(beta):
+            return _kl(_normalized(values / beta, nodes)[0], nodes)
+    else:
+        values = finite_table.cell_values(phi, calibration_samples)
+        spread = float(np.std(values))
+
+        def divergence(beta):
+            return finite_table.mean_kl(values / beta)
+
+    name = getattr(phi, "name", "phi")
+    if spread <= 1e-12 * (1 + np.max(np.abs(values))):
+        raise ValueError(f"transform {name} is constant, so its KL is 0 for every beta and cannot be {target:g}")
+    guess = math.log(spread / math.sqrt(2 * target))  # KL ~ variance / (2 beta^2) for small KL
+    low = high = guess
+    while divergence(math.exp(low)) < target:
+        low -= 0.7
+        if low < guess - 30:
+            reached = divergence(math.exp(low))
+            table = "" if calibration_samples is None else f" with a table of {calibration_samples} rollouts"
+            raise ValueError(f"kl = {target:g} is out of reach of {name}{table}: its largest KL is {reached:.4g}")
+    while divergence(math.exp(high)) > target:
+        high += 0.7
+    if low == high:
+        return math.exp(low)
+    return math.exp(optimize.brentq(lambda x: divergence(math.exp(x)) / target - 1, low, high, xtol=1e-14, rtol=1e-14))
+
+
+def _scores(phi, nodes):
+    """``phi`` at the nodes, checked."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values_M = np.asarray(phi(nodes.u_M), np.float64) * np.ones_like(nodes.u_M)
+    if not np.all(np.isfinite(values_M)):
+        bad = nodes.u_M[np.flatnonzero(~np.isfinite(values_M))[0]]
+        raise ValueError(f"transform {getattr(phi, 'name', phi)!s} is not finite at u = {bad:g}")
+    return values_M
+
+
+def _normalized(log_weights_M, nodes):
+    """Log density and distribution function of ``exp(log_weights)``; the latter from the nearer end."""
+    log_weights_M = log_weights_M - np.max(log_weights_M)
+    mass_M = np.exp(log_weights_M)
+    total = nodes.integral(mass_M)
+    return log_weights_M - math.log(total), np.minimum(nodes.from_left(mass_M) / total, 1.0)
+
+
+def _kl(log_f_M, nodes):
+    return float(nodes.integral(np.exp(log_f_M) * log_f_M))
+
+
+def _positive(name, value):
+    if isinstance(value, bool) or not np.isscalar(value) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
+    return float(value)
