@@ -1,0 +1,134 @@
+"""Message lists (`[{role, content}, ...]`) to text: plain turns, or a model's own Jinja chat template.
+
+Templates are code from a stranger's folder: they run in Jinja's immutable sandbox.
+"""
+
+import datetime
+import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+PLAIN_ROLES = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": "\n\nSystem: "}
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class Renderer(NamedTuple):
+    """`prompt(messages) -> str` up to where the assistant speaks; `response(content) -> str` as it follows that
+    prompt.
+    """
+
+    prompt: Callable
+    response: Callable
+
+
+class ChatTemplate(NamedTuple):
+    """A template's source and the special tokens (`bos_token`, ...) that it may name."""
+
+    source: str
+    special_tokens: dict
+
+
+def renderer(path):
+    """A `Renderer`: plain turns (`Human:` / `Assistant:`, as in HH-RLHF) for '', else the template that
+    `load_template` finds.
+    """
+    if not path:
+        return Renderer(plain_prompt, lambda content: f" {content}")
+    template = load_template(path)
+    return Renderer(lambda messages: apply_chat_template(template, messages), lambda content: content)
+
+
+def plain_prompt(messages):
+    """Each message after its speaker's mark, then the assistant's mark without its space. ValueError for an unknown
+    role.
+    """
+    for message in messages:
+        if message["role"] not in PLAIN_ROLES:
+            raise ValueError(f"message role is {message['role']!r}; plain turns know {', '.join(PLAIN_ROLES)}")
+    turns = [PLAIN_ROLES[message["role"]] + message["content"] for message in messages]
+    return "".join(turns) + PLAIN_ROLES["assistant"].rstrip(" ")
+
+
+def load_template(path):
+    """The chat template of a `.jinja` file, a `tokenizer_config.json`, or a folder that holds either.
+
+    Raises ValueError: no such file, no template in it, or a template that does not compile.
+    """
+    path = pathlib.Path(path)
+    folder = path if path.is_dir() else path.parent
+    config_file = folder / "tokenizer_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    if path.is_file() and path.suffix != ".json":
+        source = path.read_text(encoding="utf-8")
+    elif (folder / "chat_template.jinja").is_file():
+        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    else:
+        source = config.get("chat_template")
+    if isinstance(source, list):  # several named templates; the one for plain conversation is called default
+        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+    if not source:
+        raise ValueError(f"chat template path {str(path)!r} holds no chat template")
+    _compile(source)
+    tokens = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
+    tokens = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
+    return ChatTemplate(source, tokens)
+
+
+def apply_chat_template(template, messages, *, add_generation_prompt=True, now=None, **variables):
+    """The text a model's template makes of the messages, as `transformers` would.
+
+    Args:
+      template: a `ChatTemplate`.
+      messages: list of `{role, content}`.
+      add_generation_prompt: end where the assistant is to speak.
+      now: `datetime` that `strftime_now` reads, None for the clock.
+      **variables: anything else the template asks for (`tools`, `documents`, `enable_thinking`, ...).
+
+    Raises:
+      ValueError: the template refuses the messages (its own `raise_exception`) or fails on them.
+    """
+    import jinja2
+
+    compiled = _compile(template.source, now)
+    values = {"tools": None, "documents": None, **template.special_tokens, **variables}
+    try:
+        return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
+    except (jinja2.TemplateError, TypeError) as error:
+        raise ValueError(f"the chat template cannot write these messages: {error}") from error
+
+
+def _compile(source, now=None):
+    try:
+        import jinja2
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ValueError("chat templates need jinja2; install infalign-jax[hf]") from error
+
+    class Generation(Extension):
+        """`{% generation %} ... {% endgeneration %}` marks what the assistant said; here it only passes its text on."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
+
+    def refuse(message):
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation,
+    loopcontrols]) environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: (now or datetime.datetime.now()).strftime(form)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"the chat template does not compile: line {error.lineno}: {error.message}") from error
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    """Jinja's own filter escapes HTML, which no model's prompt wants."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
