@@ -13,7 +13,7 @@ _MASKED = -1e30  # finite: a row with no visible key stays free of NaN, and gets
 
 
 def _part(scores, values, mask, soft_cap, equation):
-    """Unnormalised attention over one set of keys: (float32 values, max, normaliser), the latter two over the last axis."""
+    """Unnormalised attention over one set of keys: (float32 values, max, normaliser)."""
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     scores = jnp.where(mask, scores, _MASKED)

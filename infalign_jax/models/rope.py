@@ -32,7 +32,7 @@ def rotations(config, positions):
 
 
 def rotate(x, cos, sin):
-    """Turn each pair (x_i, x_{i+H/2}) of `x [..., heads, H]` by its angle; cos and sin are `[..., H/2]`. Keeps dtype."""
+    """Turn each pair (x_i, x_{i+H/2}) of `x [..., heads, H]` by its angle; cos, sin `[..., H/2]`. Keeps dtype."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

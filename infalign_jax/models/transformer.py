@@ -197,6 +197,8 @@ def _shared_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, completi
         cap = config.attention_soft_cap
         prompt_kv = (_slots_first(k_prompt), _slots_first(v_prompt))
         out_prompt = attention.attend_prompt(q_prompt, *prompt_kv, valid_BS, window, cap)
+        if length == 0:  # completions of one token are predicted from the prompt alone
+            return out_prompt, (cache, None)
         own_kv = (_slots_first(k_own), _slots_first(v_own))
         out_own = attention.attend_completion(q_own, prompt_kv, own_kv, valid_BS, 0, window, cap)
         out = jnp.concatenate([out_prompt, out_own.reshape(num_prompts, rollouts * length, *q.shape[2:])], axis=1)
@@ -216,7 +218,7 @@ def forward_shared(config, variables, prompt_tokens_BS, prompt_lengths_B, comple
     Slot 0 comes from the prompt's last token and is common to the rollouts; the last completion token is never read.
     Values and gradients are those of R separate passes over prompt + completion, at (S + R·C) / (R·(S + C)) the work.
     """
-    num_prompts, rollouts, length = completion_tokens_BRC.shape
+    num_prompts, rollouts, _ = completion_tokens_BRC.shape
     read_BRc = completion_tokens_BRC[:, :, :-1]
     prompt_BSD, own_BRcD = _shared_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, read_BRc)
     first_BRD = jnp.broadcast_to(prompt_BSD[:, None, -1], (num_prompts, rollouts, config.embed_dim))

@@ -52,7 +52,7 @@ def _chunk(config, targets, chunk):
 
 
 def token_log_probs(config, variables, hidden, targets, *, chunk=None):
-    """log π(target | context), float32 `[..., T]` in nats, from the `hidden [..., T, D]` that predict `targets [..., T]`.
+    """log π(target | context), float32 `[..., T]` in nats, of `targets [..., T]` given the `hidden [..., T, D]` before them.
 
     At temperature 1 over the full vocabulary, soft cap included. Differentiable in `variables` and `hidden`.
     chunk: token slots (of the T) taken at a time; by default as many as keep one chunk's logits near 32 MiB.

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.models import transformer
-from infalign_jax.sampling import categorical, logits as filters
+from infalign_jax.sampling import categorical
+from infalign_jax.sampling import logits as filters
 
 
 class Rollouts(NamedTuple):
@@ -16,7 +17,7 @@ class Rollouts(NamedTuple):
 
     tokens_BRC              int32, right-padded with pad_id; EOS included when drawn
     mask_BRC                float32, 1 for every drawn token (EOS too), 0 after it
-    log_probs_BRC           float32 nats of each drawn token at temperature 1 over the full vocabulary; 0 where mask is 0
+    log_probs_BRC           float32 nats of each drawn token at temperature 1, all tokens allowed; 0 where mask is 0
     sampling_log_probs_BRC  the same under the distribution it was drawn from (temperature and filters; 0 if greedy)
     ended_BR                bool: EOS was drawn; False means cut at max_tokens
     """
