@@ -11,15 +11,15 @@ from infalign_jax.data.split import assemble, require_fraction
 DEFAULT_CACHE = "~/tensorflow_datasets"
 
 
-def load(*, path, seed, config, cache_dir, max_train, max_test, judge_fraction):
+def load(*, path, seed, subset, cache_dir, train_prompts, test_prompts, judge_fraction):
     """HH-RLHF as a `Dataset`.
 
     Args:
       path: folder in the official layout (`harmless-base/train.jsonl.gz`, ...), or '' to download the official files.
       seed: fixes which prompts go to the judge's share.
-      config: helpful_base | helpful_online | helpful_rejection_sampled | harmless_base.
+      subset: helpful_base | helpful_online | helpful_rejection_sampled | harmless_base.
       cache_dir: where the prepared data is kept, '' for ~/tensorflow_datasets. A changed local file is prepared anew.
-      max_train, max_test: how many pairs of each split, in the builder's fixed shuffled order; 0 for all.
+      train_prompts, test_prompts: how many prompts to keep for aligning and evaluating, 0 for all; pairs are all kept.
       judge_fraction: share of the training prompts whose pairs are set aside for an independent judge, in [0, 1].
 
     Returns:
@@ -32,13 +32,16 @@ def load(*, path, seed, config, cache_dir, max_train, max_test, judge_fraction):
     """
     from infalign_jax.data import hh_builder  # TFDS takes a second to import
 
-    if config not in hh_builder.CONFIGS:
-        raise ValueError(f"anthropic_hh config is {config!r}; it is one of {', '.join(hh_builder.CONFIGS)}")
-    limits = {"train": require_count("max_train", max_train), "test": require_count("max_test", max_test)}
+    if subset not in hh_builder.CONFIGS:
+        raise ValueError(f"anthropic_hh subset is {subset!r}; it is one of {', '.join(hh_builder.CONFIGS)}")
+    limits = {
+        "train_prompts": require_count("train_prompts", train_prompts),
+        "test_prompts": require_count("test_prompts", test_prompts),
+    }
     judge_fraction = require_fraction("judge_fraction", judge_fraction)
-    builder = prepare(path, config, cache_dir)
-    pairs = {split: _read(builder, split, limit) for split, limit in limits.items()}
-    return assemble(pairs["train"], pairs["test"], judge_fraction=judge_fraction, seed=seed)
+    builder = prepare(path, subset, cache_dir)
+    train, test = _read(builder, "train"), _read(builder, "test")
+    return assemble(train, test, judge_fraction=judge_fraction, seed=seed, **limits)
 
 
 def prepare(path, config, cache_dir):
@@ -79,8 +82,7 @@ def _fingerprint(path, config):
     return f"anthropic_hh_{digest.hexdigest()[:16]}"
 
 
-def _read(builder, split, limit):
+def _read(builder, split):
     source = builder.as_data_source(split=split)
-    count = min(limit or len(source), len(source))
-    rows = (source[index] for index in range(count))
+    rows = (source[index] for index in range(len(source)))
     return [Preference(*(row[key].decode() for key in ("prompt", "chosen", "rejected"))) for row in rows]

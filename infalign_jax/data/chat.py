@@ -119,8 +119,9 @@ def _compile(source, now=None):
     def refuse(message):
         raise jinja2.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation,
-    loopcontrols]) environment.filters["tojson"] = _to_json
+    extensions = [Generation, loopcontrols]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: (now or datetime.datetime.now()).strftime(form)
     try:

@@ -9,16 +9,13 @@ Keys of a row                    becomes
 Values are strings or lists of `{role, content}`; all other keys are kept in `Prompt.columns`.
 """
 
-import os
 import pathlib
 from typing import NamedTuple
-
-from absl import logging
 
 from infalign_jax.data import chat
 from infalign_jax.data.dataset import Dataset, Demonstration, Preference, Prompt, require_count
 from infalign_jax.data.rows import read_rows
-from infalign_jax.data.split import require_fraction, split_by_prompt
+from infalign_jax.data.split import keep_some, require_fraction, split_by_prompt, without_seen
 
 RESPONSE_KEYS = ("completion", "chosen", "rejected")
 ASSISTANT = "\n\nAssistant:"
@@ -34,43 +31,41 @@ class Row(NamedTuple):
     columns: dict
 
 
-def load(*, path, seed, test_fraction, judge_fraction, max_rows, group_column, chat_template):
+def load(*, path, seed, train_prompts, test_prompts, test_fraction, judge_fraction, group_column, chat_template):
     """Rows of a user's JSONL as a `Dataset` without a judge.
 
     Args:
       path: a file (`.jsonl`, also gzipped), or a folder with `train.jsonl[.gz]` and perhaps `test.jsonl[.gz]`.
       seed: fixes which prompts are held out and which go to the judge's share.
+      train_prompts, test_prompts: how many prompts to keep for aligning and evaluating, 0 for all; pairs are all kept.
       test_fraction: share of the distinct prompts held out when there is no test file, in [0, 1).
       judge_fraction: share of the training prompts whose pairs are set aside for an independent judge, in [0, 1].
-      max_rows: the first so many rows of each file, 0 for all.
       group_column: key whose value names the group of a prompt, '' for no groups.
       chat_template: for message lists: '' writes plain turns, else the path of a Jinja chat template.
 
     Raises:
       ValueError: one sentence naming path:line where a row is broken, or the option that is not legal.
     """
-    test_fraction, judge_fraction = require_fraction("test_fraction", test_fraction),
-    require_fraction("judge_fraction", judge_fraction) if test_fraction == 1:
+    test_fraction = require_fraction("test_fraction", test_fraction)
+    judge_fraction = require_fraction("judge_fraction", judge_fraction)
+    if test_fraction == 1:
         raise ValueError("test_fraction is 1; it must leave prompts to train on")
-    max_rows, render = require_count("max_rows", max_rows), chat.renderer(chat_template)
+    limits = require_count("train_prompts", train_prompts), require_count("test_prompts", test_prompts)
+    render = chat.renderer(chat_template)
     train_file, test_file = _files(pathlib.Path(path))
-    train = _read(train_file, render, max_rows)
+    train = _read(train_file, render)
     if test_file is None:
         train, test = split_by_prompt(train, test_fraction, seed, purpose=0)
     else:
-        seen, rows = {row.prompt for row in train}, _read(test_file, render, max_rows)
-        test = [row for row in rows if row.prompt not in seen]
-        if len(test) < len(rows):
-            logging.warning("%d of %d test rows were left out: their prompts occur in training", len(rows) -
-            len(test), len(rows))
+        test = without_seen(_read(test_file, render), train)
     preferences, judge_preferences = split_by_prompt(_preferences(train), judge_fraction, seed, purpose=1)
     return Dataset(
         demonstrations=_demonstrations(train),
         preferences=preferences,
         judge_preferences=judge_preferences,
         held_out_preferences=_preferences(test),
-        train_prompts=_prompts(train, group_column, train_file),
-        test_prompts=_prompts(test, group_column, test_file or train_file),
+        train_prompts=keep_some(_prompts(train, group_column, train_file), limits[0], seed),
+        test_prompts=keep_some(_prompts(test, group_column, test_file or train_file), limits[1], seed),
     )
 
 
@@ -101,8 +96,9 @@ def parse_row(row, where, render):
     prompt_text = render.prompt(prompt) if isinstance(prompt, list) else prompt
     if not prompt_text.strip():
         raise ValueError(f"{where}: the prompt is empty")
-    texts = {key: _response_text(value, key, isinstance(prompt, list), where, render) for key, value in
-    responses.items()} return Row(prompt_text, *(texts.get(key) for key in RESPONSE_KEYS), columns)
+    after_messages = isinstance(prompt, list)
+    texts = {key: _response_text(value, key, after_messages, where, render) for key, value in responses.items()}
+    return Row(prompt_text, *(texts.get(key) for key in RESPONSE_KEYS), columns)
 
 
 def _check_value(value, key, where):
@@ -136,8 +132,8 @@ def _common_prompt(chosen, rejected, where):
         cut = chosen.rfind(ASSISTANT) + len(ASSISTANT)
         shared = chosen[:cut] == rejected[: rejected.rfind(ASSISTANT) + len(ASSISTANT)]
     else:
-        prefix = os.path.commonprefix([chosen, rejected])
-        cut = max(prefix.rfind(" "), prefix.rfind("\n"))
+        same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+        cut = max(chosen.rfind(" ", 0, same), chosen.rfind("\n", 0, same))
         shared = cut > 0
     if not shared:
         raise ValueError(f"{where}: 'chosen' and 'rejected' do not begin with the same prompt")
@@ -166,18 +162,13 @@ def _files(path):
     return path, None
 
 
-def _read(file, render, max_rows):
-    rows = []
-    for where, row in read_rows(file):
-        rows.append(parse_row(row, where, render))
-        if len(rows) == max_rows:
-            break
-    return rows
+def _read(file, render):
+    return [parse_row(row, where, render) for where, row in read_rows(file)]
 
 
 def _demonstrations(rows):
-    pairs = ((row.prompt, response) for row in rows for response in (row.completion, row.chosen) if response is not
-    None) return [Demonstration(*pair) for pair in pairs]
+    pairs = [(row.prompt, response) for row in rows for response in (row.completion, row.chosen)]
+    return [Demonstration(*pair) for pair in pairs if pair[1] is not None]
 
 
 def _preferences(rows):

@@ -23,27 +23,43 @@ def split_by_prompt(rows, fraction, seed, purpose):
     return [row for row in rows if row.prompt not in chosen], [row for row in rows if row.prompt in chosen]
 
 
-def assemble(train, test, *, judge_fraction, seed):
+def assemble(train, test, *, judge_fraction, train_prompts, test_prompts, seed):
     """A `Dataset` of preference pairs: chosen responses as demonstrations, every distinct prompt once.
 
-    A test pair whose prompt also occurs in training is left out, and the count is said aloud. `judge_fraction` of the
-    training prompts, with their pairs, go to `judge_preferences`.
+    Test pairs are those `without_seen` prompts. `judge_fraction` of the training prompts, with their pairs, go to
+    `judge_preferences`; of the prompts to align on and to evaluate on, `train_prompts` and `test_prompts` are kept (0: all).
     """
-    seen = {row.prompt for row in train}
-    fresh = [row for row in test if row.prompt not in seen]
-    if len(fresh) < len(test):
-        logging.warning(
-            "%d of %d test pairs were left out: their prompts occur in training", len(test) - len(fresh), len(test)
-        )
+    fresh = without_seen(test, train)
     preferences, judge_preferences = split_by_prompt(train, judge_fraction, seed, purpose=1)
     return Dataset(
         demonstrations=[Demonstration(row.prompt, row.chosen) for row in train],
         preferences=preferences,
         judge_preferences=judge_preferences,
         held_out_preferences=fresh,
-        train_prompts=[Prompt(text) for text in dict.fromkeys(row.prompt for row in train)],
-        test_prompts=[Prompt(text) for text in dict.fromkeys(row.prompt for row in fresh)],
+        train_prompts=keep_some(_distinct(train), train_prompts, seed),
+        test_prompts=keep_some(_distinct(fresh), test_prompts, seed),
     )
+
+
+def without_seen(test, train):
+    """The test rows whose prompt does not occur in training; how many do is said aloud."""
+    seen = {row.prompt for row in train}
+    fresh = [row for row in test if row.prompt not in seen]
+    if len(fresh) < len(test):
+        left_out = len(test) - len(fresh)
+        logging.warning("%d of %d test rows were left out: their prompts occur in training", left_out, len(test))
+    return fresh
+
+
+def _distinct(rows):
+    return [Prompt(text) for text in dict.fromkeys(row.prompt for row in rows)]
+
+
+def keep_some(items, count, seed):
+    """`count` of the items drawn by the seed, their order kept; all of them for 0 or where there are no more."""
+    if count == 0 or count >= len(items):
+        return items
+    return [items[index] for index in sorted(np.random.default_rng([seed, 2]).permutation(len(items))[:count])]
 
 
 def require_fraction(name, value):
