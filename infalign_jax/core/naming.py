@@ -74,6 +74,11 @@ def build_parsed(choices, head, args, text, what):
     return choices[head](*args)
 
 
+def signatures(choices):
+    """What may be written for each choice, e.g. ``exponential(t)``."""
+    return [_signature(name, function) for name, function in choices.items()]
+
+
 def _signature(name, function):
     arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
     return f"{name}({', '.join(arguments)})" if arguments else name
