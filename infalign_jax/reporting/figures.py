@@ -1,7 +1,7 @@
-"""The pictures of a run: win rate against KL, win rate by procedure, KL spent per prompt group, reliability of the calibration.
+"""The pictures of a run: win rate against KL and by procedure, KL spent per group, reliability of the calibration.
 
-Each function takes an `Evaluation` (records.py) and returns a `Picture` (picture.py); matplotlib is only used through its
-objects, never through pyplot, so nothing global changes and no display is needed.
+Each function takes an `Evaluation` (records.py) and returns a `Picture` (picture.py); matplotlib is only used through
+its objects, never through pyplot, so nothing global changes and no display is needed.
 """
 
 from functools import partial
@@ -17,11 +17,12 @@ JUDGES = {"gold": "gold reward", "train": "training reward"}
 
 
 def judge_title(judge):
-    return JUDGES.get(judge, judge)
+    """'gold' -> 'gold reward'; other judges keep their name."""
+    return JUDGES.get(judge, style.label(judge))
 
 
 def headline(evaluation):
-    """Why it won: win rate against KL for the headline procedure with the theoretical optimum, beside the points at the target KL."""
+    """Why it won: win rate against KL for the headline procedure with the theoretical optimum, beside the target KL."""
     key, judge = records.headline_key(evaluation)
     procedure, target = records.procedure_title(key), evaluation.summary["target_kl"]
     methods = style.looks(row["method"] for row in evaluation.results)
@@ -32,11 +33,12 @@ def headline(evaluation):
         name="headline",
         title=f"{procedure[0].upper() + procedure[1:]}: win rate over the reference, at equal KL",
         caption=f"Left: probability that {procedure} of the aligned policy beats {procedure} of the reference policy "
-        f"({judge_title(judge)}), against the KL spent; each curve interpolates between the reference and the trained weights, "
+        f"({judge_title(judge)}), against the KL spent; each curve interpolates between the reference and the "
+        "trained weights, "
         "shading is the 95 % interval over prompts, the dashed line is the best any policy can do in theory. "
-        f"Right: the same at KL {target:g} nats; a black bar marks what theory predicts for the method, "
+        f"Right: the same at KL {target:g} nats; an upright bar marks what theory predicts for the method, "
         "a hollow marker is the other judge where there is one.",
-        panels=[Panel(curves, (6.2, height)), Panel(points, (5.6, height))],
+        panels=[Panel(curves, (5.4, height)), Panel(points, (5.4, height))],
         columns=2,
     )
 
@@ -51,7 +53,9 @@ def _curves(axes, evaluation, key, judge, methods, labels):
         curve = sorted(records.select(rows, method=method), key=lambda row: row["kl"])
         kl = [row["kl"] for row in curve]
         if curve:
-            axes.fill_between(kl, *([row[end] for row in curve] for end in ("low", "high")), color=look.color, alpha=0.14, linewidth=0)
+            axes.fill_between(
+                kl, *([row[end] for row in curve] for end in ("low", "high")), color=look.color, alpha=0.14, linewidth=0
+            )
             axes.plot(kl, [row["win_rate"] for row in curve], color=look.color, zorder=3)
             ends[method] = (kl[-1], curve[-1]["win_rate"])
         for row in records.select(evaluation.results, procedure=key, judge=judge, method=method):
@@ -60,7 +64,14 @@ def _curves(axes, evaluation, key, judge, methods, labels):
     best = [row for row in records.select(evaluation.theory, procedure=key, transform="optimal") if row["kl"] <= last]
     best.sort(key=lambda row: row["kl"])
     if best:
-        axes.plot([row["kl"] for row in best], [row["win_rate"] for row in best], color=style.INK, linestyle="--", linewidth=1.3, zorder=2)
+        axes.plot(
+            [row["kl"] for row in best],
+            [row["win_rate"] for row in best],
+            color=style.INK,
+            linestyle="--",
+            linewidth=1.3,
+            zorder=2,
+        )
         ends["theory optimum"] = (best[-1]["kl"], best[-1]["win_rate"])
     axes.set_xlim(0, last)
     axes.set_xlabel(KL_LABEL if labels else "KL (nats per sequence)")
@@ -89,7 +100,7 @@ def _label_ends(axes, ends, colors):
     heights = spread([(value - low) / (high - low) for _, value in ends.values()], gap=0.058)
     for (name, point), height in zip(ends.items(), heights, strict=True):
         axes.annotate(
-            name,
+            style.label(name),
             point,
             (1.045, height),
             textcoords="axes fraction",
@@ -97,7 +108,14 @@ def _label_ends(axes, ends, colors):
             fontsize=9,
             color=colors.get(name, style.INK),
             fontweight="bold" if name in colors else "normal",
-            arrowprops={"arrowstyle": "-", "color": colors.get(name, style.INK), "linewidth": 0.6, "alpha": 0.7, "shrinkA": 1, "shrinkB": 2},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colors.get(name, style.INK),
+                "linewidth": 0.6,
+                "alpha": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 2,
+            },
             annotation_clip=False,
         )
 
@@ -105,7 +123,11 @@ def _label_ends(axes, ends, colors):
 def _points(axes, evaluation, key, judge, methods):
     rows = sorted(records.select(evaluation.results, procedure=key, judge=judge), key=lambda row: row["win_rate"])
     places = {row["method"]: place for place, row in enumerate(rows)}
-    others = [row for row in records.select(evaluation.results, procedure=key) if row["judge"] != judge and row["method"] in places]
+    others = [
+        row
+        for row in records.select(evaluation.results, procedure=key)
+        if row["judge"] != judge and row["method"] in places
+    ]
     for row in others:
         _mark(axes, (row["win_rate"], places[row["method"]] - 0.27), methods[row["method"]], hollow=True, size=24)
     for place, row in enumerate(rows):
@@ -116,7 +138,7 @@ def _points(axes, evaluation, key, judge, methods):
             axes.plot([row["theory"]] * 2, [place - 0.28, place + 0.28], color=style.INK, linewidth=1.4, zorder=2)
         text = f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         axes.text(1.03, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
+    axes.set_yticks(range(len(rows)), [style.label(row["method"]) for row in rows])
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set(color=methods[row["method"]].color, fontweight="bold")
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -133,27 +155,39 @@ def _point_key(axes, judge, others, theory):
     look = {"color": style.MUTED, "linestyle": "none"}
     handles = [Line2D([], [], marker="o", markersize=7, label=f"{judge_title(judge)}, 95 % interval", **look)]
     for other in others:
-        handles.append(Line2D([], [], marker="o", markersize=5, markerfacecolor="none", label=judge_title(other), **look))
+        handles.append(
+            Line2D([], [], marker="o", markersize=5, markerfacecolor="none", label=judge_title(other), **look)
+        )
     if theory:
         handles.append(Line2D([], [], marker="|", markersize=11, color=style.INK, linestyle="none", label="theory"))
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=len(handles), handletextpad=0.2, columnspacing=1.2)
+    axes.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.14),
+        ncols=len(handles),
+        handletextpad=0.2,
+        columnspacing=1.2,
+    )
 
 
 def win_rate_against_kl(evaluation, judge=None):
-    """Win rate against KL for every procedure, one panel each, with the theoretical optimum; the last panel is the legend."""
+    """Win rate against KL for every procedure, one panel each, with the theoretical optimum; last comes the legend."""
     judge = judge or records.headline_key(evaluation)[1]
     rows = records.select(evaluation.frontier, judge=judge)
     methods = style.looks(row["method"] for row in evaluation.results)
     keys = sorted(records.unique(rows, records.procedure_key), key=records.procedure_position)
     panels = [
-        Panel(partial(_curves, evaluation=evaluation, key=key, judge=judge, methods=methods, labels=False), (3.7, 3.1)) for key in keys
+        Panel(partial(_curves, evaluation=evaluation, key=key, judge=judge, methods=methods, labels=False), (3.7, 3.1))
+        for key in keys
     ]
     panels.append(Panel(partial(_legend, methods=methods, theory=bool(evaluation.theory)), (3.7, 3.1)))
     return Picture(
         name="win_rate_against_kl" if judge == records.headline_key(evaluation)[1] else f"win_rate_against_kl_{judge}",
         title=f"Win rate against KL, {judge_title(judge)}",
-        caption="Win rate of each procedure applied to the policy over the same procedure applied to the reference, against the KL "
-        "spent in nats per sequence. Shading: 95 % interval over prompts. Markers: the trained policy at the target KL (dotted line). "
+        caption="Win rate of each procedure applied to the policy over the same procedure applied to the reference, "
+        "against the KL "
+        "spent in nats per sequence. Shading: 95 % interval over prompts. Markers: the trained policy at the "
+        "target KL (dotted line). "
         "Dashed: the theoretical optimum for that procedure with continuous rewards.",
         panels=panels,
         columns=min(4, len(panels)),
@@ -164,7 +198,15 @@ def _legend(axes, methods, theory):
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=look.color, marker=look.marker, markersize=7, markeredgecolor=style.PAPER, label=method)
+        Line2D(
+            [],
+            [],
+            color=look.color,
+            marker=look.marker,
+            markersize=7,
+            markeredgecolor=style.PAPER,
+            label=style.label(method),
+        )
         for method, look in methods.items()
     ]
     if theory:
@@ -174,15 +216,18 @@ def _legend(axes, methods, theory):
 
 
 def win_rate_by_procedure(evaluation):
-    """Win rate at the target KL over all procedures, worst-of-N on the left, best-of-N on the right; one panel a judge."""
+    """Win rate at the target KL over all procedures, from worst-of-N to best-of-N; one panel a judge."""
     head = records.headline_key(evaluation)[1]
     judges = sorted(records.unique(evaluation.results, "judge"), key=lambda judge: judge != head)
     methods = style.looks(row["method"] for row in evaluation.results)
-    panels = [Panel(partial(_profile, evaluation=evaluation, judge=judge, methods=methods), (6.2, 4.2)) for judge in judges]
+    panels = [
+        Panel(partial(_profile, evaluation=evaluation, judge=judge, methods=methods), (5.4, 4.2)) for judge in judges
+    ]
     return Picture(
         name="win_rate_by_procedure",
         title=f"Which method for which procedure, at KL {evaluation.summary['target_kl']:g} nats",
-        caption="Win rate over the reference when both are used through the same procedure, from the most adversarial on the left to the "
+        caption="Win rate over the reference when both are used through the same procedure, from the most "
+        "adversarial on the left to the "
         "most helpful on the right. Vertical lines: 95 % intervals over prompts.",
         panels=panels,
         columns=len(panels),
@@ -200,7 +245,9 @@ def _profile(axes, evaluation, judge, methods):
             axes.plot([place, place], [row["low"], row["high"]], color=look.color, linewidth=2.6, alpha=0.45)
             _mark(axes, (place, row["win_rate"]), look, size=36)
         if line:
-            axes.plot([place for place, _ in line], [row["win_rate"] for _, row in line], color=look.color, linewidth=1.4)
+            axes.plot(
+                [place for place, _ in line], [row["win_rate"] for _, row in line], color=look.color, linewidth=1.4
+            )
             ends[method] = (line[-1][0], line[-1][1]["win_rate"])
     axes.set_xticks(range(len(keys)), [records.procedure_title(key).replace("-of-", "\nof ") for key in keys])
     axes.set_xlim(-0.3, len(keys) - 0.75)

@@ -1,7 +1,7 @@
 """report.html: the whole evaluation in one file that opens anywhere and loads nothing.
 
-Everything that comes from data (prompts, completions, names, config) goes through `text`; a content security policy forbids
-scripts and connections besides, so that nothing a model writes can do more than be read.
+Everything that comes from data (prompts, completions, names, config) goes through `text`; a content security policy
+forbids scripts and connections besides, so that nothing a model writes can do more than be read.
 """
 
 import json
@@ -19,13 +19,13 @@ MOST_PROMPTS_OPEN = 6
 
 
 def text(value):
-    """Any value as safe HTML text: markup escaped, control characters shown by their Unicode pictures, lone surrogates replaced."""
+    """Any value as safe HTML text: markup escaped, control characters made visible, lone surrogates replaced."""
     clean = str(value).encode("utf-8", "replace").decode().translate(VISIBLE)
     return escape(clean, quote=True)
 
 
 def write_report(folder):
-    """Reads the evaluation in `folder` (records.read) and writes `folder`/report.html, whole or not at all; returns its path."""
+    """Reads the evaluation in `folder` (records.read) and writes `folder`/report.html atomically; returns its path."""
     folder = pathlib.Path(folder)
     page = render(records.read(folder))
     path = folder / "report.html"
@@ -37,10 +37,14 @@ def write_report(folder):
 
 def render(evaluation):
     """The page as text."""
+    _headline_rows(evaluation)  # before anything is drawn: refuse a headline without rows
+    version = text(evaluation.summary["versions"].get("infalign_jax", ""))
     sections = [(name, title, body) for name, title, body in _sections(evaluation) if body]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    links = "".join(
+        f'<a href="#{name}">{(name[0].upper() + name[1:]).replace("-", " ")}</a>' for name, _, _ in sections
+    )
     bodies = "\n".join(f'<section id="{name}"><h2>{title}</h2>\n{body}\n</section>' for name, title, body in sections)
-    return f"""<!doctype html>
+    return picture.share_glyphs(f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -60,10 +64,10 @@ def render(evaluation):
 <main>
 {bodies}
 </main>
-<footer>Written by infalign {text(evaluation.summary["versions"].get("infalign_jax", ""))}. Method: InfAlign, arXiv 2412.19792.</footer>
+<footer>Written by infalign {version}. Method: InfAlign, arXiv 2412.19792.</footer>
 </body>
 </html>
-"""
+""")
 
 
 def _sections(evaluation):
@@ -71,11 +75,11 @@ def _sections(evaluation):
     head = records.headline_key(evaluation)[1]
     facets = [item for name, item in drawn.items() if name.startswith("win_rate_against_kl")]
     return [
-        ("headline", "The result", _figure(drawn["headline"])),
+        ("result", "The result", _figure(drawn["headline"])),
         ("win-rates", "Win rates at the target KL", _win_rates(evaluation, head)),
         ("differences", "Paired differences", _differences(evaluation)),
         ("procedures", "Over all procedures", _figure(drawn["win_rate_by_procedure"])),
-        ("kl", "Where the KL goes", _figure(drawn.get("kl_by_group"))),
+        ("KL", "Where the KL goes", _figure(drawn.get("kl_by_group"))),
         ("calibration", "Is the calibration right?", _figure(drawn.get("reliability"))),
         ("frontier", "Win rate against KL", "".join(map(_figure, facets[:1])) + "".join(map(_folded, facets[1:]))),
         ("samples", "Sampled responses", _samples(evaluation)),
@@ -87,7 +91,10 @@ def _headline_rows(evaluation):
     key, judge = records.headline_key(evaluation)
     rows = records.select(evaluation.results, procedure=key, judge=judge)
     if not rows:
-        raise ValueError(f"results.json has no rows for the headline {records.procedure_title(key)} under the {judge} judge of summary.json")
+        raise ValueError(
+            f"results.json has no rows for the headline {records.procedure_title(key)} under the {judge} judge of "
+            "summary.json"
+        )
     best = max(rows, key=lambda row: row["win_rate"])
     against = records.select(evaluation.comparisons, procedure=key, judge=judge, method=best["method"])
     return best, sorted(against, key=lambda row: row["difference"])
@@ -97,13 +104,19 @@ def _lead(evaluation):
     (key, judge), (best, against) = records.headline_key(evaluation), _headline_rows(evaluation)
     title, judge = records.procedure_title(key), text(figures.judge_title(judge))
     sentence = (
-        f"Used through {title}, the policy aligned with {_method(best['method'])} beats the reference policy (used the same way) with "
-        f"probability <b>{text(tables.interval(best))}</b>, judged by the {judge}, the highest of {_count(evaluation)} methods at KL "
+        f"Used through {title}, the policy aligned with {_method(best['method'])} beats the reference policy "
+        "(used the same way) with "
+        f"probability <b>{text(tables.interval(best))}</b>, judged by the {judge}, the highest of "
+        f"{_count(evaluation)} methods at KL "
         f"{evaluation.summary['target_kl']:g} nats. "
     )
     parts = [
         f"{row['difference']:+.3f} over {_method(row['baseline'])} [{row['low']:+.3f}, {row['high']:+.3f}]"
-        + ("" if tables.verdict(row) == tables.ABOVE else f" (the interval {tables.verdict(row).replace('below', 'lies below')})")
+        + (
+            ""
+            if tables.verdict(row) == tables.ABOVE
+            else f" (the interval {tables.verdict(row).replace('below', 'lies below')})"
+        )
         for row in against
     ]
     return sentence + ("On the same prompts: " + "; ".join(parts) + "." if parts else "")
@@ -127,12 +140,22 @@ def _tiles(evaluation):
     best, against = _headline_rows(evaluation)
     key = records.headline_key(evaluation)[0]
     tiles = [(f"{best['win_rate']:.3f}", f"{records.procedure_title(key)} win rate of {best['method']}")]
-    tiles += [(f"{row['difference']:+.3f}", f"over {row['baseline']}, {tables.verdict(row)}") for row in against[:1]]
-    tiles.append((f"{evaluation.summary['target_kl']:g} nats", "KL from the reference, equal for all"))
+    tiles += [
+        (f"{row['difference']:+.3f}", f"over {row['baseline']} [{row['low']:+.3f}, {row['high']:+.3f}]")
+        for row in against[:1]
+    ]
+    spent = [row["kl"] for row in evaluation.results]
+    tiles.append(
+        (f"{evaluation.summary['target_kl']:g} nats", f"target KL; spent: {min(spent):.3f} to {max(spent):.3f}")
+    )
     stages = evaluation.summary["stages"]
     if stages:
         tiles.append((duration(sum(stage["seconds"] for stage in stages)), f"run time of {len(stages)} stages"))
-    return '<div class="tiles">' + "".join(f'<div class="tile"><b>{text(b)}</b><span>{text(s)}</span></div>' for b, s in tiles) + "</div>"
+    return (
+        '<div class="tiles">'
+        + "".join(f'<div class="tile"><b>{text(b)}</b><span>{text(s)}</span></div>' for b, s in tiles)
+        + "</div>"
+    )
 
 
 def _figure(item):
@@ -154,27 +177,37 @@ def _folded(item):
 def _table(header, rows, kind=""):
     """A table whose cells are HTML already."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(
+        "<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _win_rates(evaluation, head):
     parts = []
     for judge in sorted(records.unique(evaluation.results, "judge"), key=lambda judge: judge != head):
         header, rows = tables.win_rate_cells(evaluation.results, judge)
-        best = [max(row[column] for row in rows) for column in range(len(header))]
+        best = [
+            max(row[column].partition(" ")[0] for row in rows if row[column] != tables.DASH)
+            for column in range(len(header))
+        ]
         cells = []
         for row in rows:
-            named = [_dot(evaluation, row[0])[0] + text(row[0]), text(row[1])]
-            for column in range(2, len(row)):
+            named = [_dot(evaluation, row[0])[0] + text(row[0])]
+            for column in range(1, len(row)):
                 value, _, interval = row[column].partition(" ")
-                mark = ' class="best"' if row[column] == best[column] and value != tables.DASH else ""
+                mark = ' class="best"' if column > 1 and value == best[column] else ""
                 named.append(f"<td{mark}>{text(value)}<small>{text(interval)}</small></td>")
             cells.append(named)
         parts.append(f"<h3>Judged by the {text(figures.judge_title(judge))}</h3>" + _table(map(text, header), cells))
     note = (
-        "Probability that the procedure on the aligned policy beats the same procedure on the reference (ties count half). Brackets: 95 % "
-        "interval by bootstrap over prompts. Bold: the highest of its column, whether or not the lead is larger than its interval."
+        "Probability that the procedure on the aligned policy beats the same procedure on the reference (ties "
+        "count half). Brackets: 95 % "
+        "interval by bootstrap over prompts. Bold: the highest of its column, whether or not the lead is larger "
+        "than its interval."
     )
     return f'<p class="note">{note}</p>' + "".join(parts)
 
@@ -185,9 +218,11 @@ def _differences(evaluation):
     header, rows = tables.comparison_cells(evaluation.comparisons)
     cells = []
     for row in rows:
-        kind = "" if row[-1] == tables.INCLUDES else " yes" if row[-1] == tables.ABOVE else ""
+        kind = " yes" if row[-1] == tables.ABOVE else ""
         cells.append([*map(text, row[:-1]), f'<span class="verdict{kind}">{text(row[-1])}</span>'])
-    note = "Difference of win rates on the same prompts; where its 95 % interval lies above 0, the first method is better."
+    note = (
+        "Difference of win rates on the same prompts; where its 95 % interval lies above 0, the first method is better."
+    )
     return f'<p class="note">{note}</p>' + _table(map(text, header), cells)
 
 
@@ -198,7 +233,7 @@ def _samples(evaluation):
     for prompt in records.unique(evaluation.samples, "prompt"):
         rows = "".join(_sample(evaluation, row) for row in records.select(evaluation.samples, prompt=prompt))
         blocks.append(f'<div class="prompt" dir="auto">{text(prompt)}</div>{rows}')
-    note = "Drawn at random from the held-out prompts, not selected. The bar is the calibrated reward u: the quantile among the reference's own."
+    note = "The bar is the calibrated reward u: its quantile among the reference policy's own rewards for the prompt."
     rest = blocks[MOST_PROMPTS_OPEN:]
     more = f"<details><summary>{len(rest)} more prompts</summary>{''.join(rest)}</details>" if rest else ""
     return f'<p class="note">{note}</p>' + "".join(blocks[:MOST_PROMPTS_OPEN]) + more
@@ -211,7 +246,8 @@ def _sample(evaluation, row):
     judged = "" if row["judge_reward"] is None else f" · judge {row['judge_reward']:.2f}"
     completion = text(row["completion"]) or '<span class="muted">(empty)</span>'
     return (
-        f'<div class="sample"><div class="who">{dot}{text(row["method"])}</div><div class="completion" dir="auto">{completion}{cut}</div>'
+        f'<div class="sample"><div class="who">{dot}{text(row["method"])}</div>'
+        f'<div class="completion" dir="auto">{completion}{cut}</div>'
         f'<div class="meta"><div class="meter"><i style="width:{100 * u:.1f}%;background:var({variable})"></i></div>'
         f"u {row['calibrated']:.3f} · reward {row['reward']:.2f}{judged}</div></div>"
     )
@@ -223,11 +259,15 @@ def _run(evaluation):
     if summary["notes"]:
         parts.append("<ul>" + "".join(f"<li>{text(note)}</li>" for note in summary["notes"]) + "</ul>")
     stages = [
-        [text(stage["name"]), duration(stage["seconds"]), text(" · ".join(f"{k} {number(v)}" for k, v in stage["numbers"].items()))]
+        [
+            text(stage["name"]),
+            duration(stage["seconds"]),
+            text(" · ".join(f"{k} {number(v)}" for k, v in stage["numbers"].items())),
+        ]
         for stage in summary["stages"]
     ]
     if stages:
-        parts.append("<h3>Stages</h3>" + _table(["stage", "time", "numbers"], stages))
+        parts.append("<h3>Stages</h3>" + _table(["stage", "time", "numbers"], stages, "last-left"))
     if summary["truncated_fraction"]:
         rows = [[text(name), f"{value:.1%}"] for name, value in summary["truncated_fraction"].items()]
         parts.append("<h3>Responses cut at the length limit</h3>" + _table(["policy", "fraction"], rows))

@@ -1,4 +1,4 @@
-"""Metrics of a loop on disk: one JSON object a line, each step once however often the run was resumed; TensorBoard if asked for."""
+"""Metrics of a loop on disk: one JSON object a line, each step once however often resumed; TensorBoard if asked."""
 
 import json
 import math
@@ -11,8 +11,9 @@ FILE = "metrics.jsonl"
 class MetricsWriter:
     """Appends {"step": ..., name: number, ...} to `folder`/metrics.jsonl, flushed line by line.
 
-    A run that resumes at step `start` first drops the rows with step >= start (they will be written again) and a last line that a
-    killed process left half written. With `tensorboard=True` scalars also go to `folder`/tensorboard, purged likewise.
+    A run that resumes at step `start` first drops the rows with step >= start (they will be written again) and a last
+    line that a killed process left half written. With `tensorboard=True` scalars also go to `folder`/tensorboard,
+    purged likewise.
 
     Raises ValueError when tensorboard is asked for without tensorboardX, or when a line before the last is broken.
     """
@@ -26,7 +27,7 @@ class MetricsWriter:
         self.file = self.path.open("a", encoding="utf-8")
 
     def write(self, step, numbers):
-        """One row. Numbers may be Python, numpy or jax scalars; non-finite ones are kept, as the text 'nan', 'inf' or '-inf'."""
+        """One row of Python, numpy or jax scalars; non-finite ones are kept, as the text 'nan', 'inf' or '-inf'."""
         row = {"step": int(step), **{name: _plain(value) for name, value in numbers.items()}}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
@@ -98,6 +99,7 @@ def _open_board(folder, start):
         from tensorboardX import SummaryWriter
     except ImportError:
         raise ValueError(
-            "TensorBoard metrics are asked for, but tensorboardX is not installed: pip install 'infalign-jax[tensorboard]', or turn them off"
+            "TensorBoard metrics are asked for, but tensorboardX is not installed: pip install "
+            "'infalign-jax[tensorboard]', or turn them off"
         ) from None
     return SummaryWriter(str(folder), purge_step=start)

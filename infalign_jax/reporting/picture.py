@@ -1,13 +1,17 @@
 """A picture: panels that can be drawn side by side in one file, or one by one on a page that folds them for a phone."""
 
+import contextlib
 import io
 import math
 import pathlib
 import re
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 from infalign_jax.reporting import style
+
+GLYPH = "DejaVu"  # ids of letters begin with the name of the font
 
 
 class Panel(NamedTuple):
@@ -18,7 +22,7 @@ class Panel(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """Named panels with a title and a caption (plain text) that says what is seen, in which unit, with which interval."""
+    """Named panels with a title and a plain-text caption that says what is seen, in which unit, with which interval."""
 
     name: str
     title: str
@@ -42,11 +46,10 @@ class Picture(NamedTuple):
 
 
 def _draw(panels, widths, heights, title):
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(style.RC):
+    with _quiet_style():
         extra = 0.5 if title else 0.0
         figure = Figure(figsize=(sum(widths), sum(heights) + extra), layout="constrained")
         FigureCanvasAgg(figure)
@@ -56,15 +59,25 @@ def _draw(panels, widths, heights, title):
         grid = figure.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
         for index, panel in enumerate(panels):
             panel.draw(figure.add_subplot(grid[divmod(index, len(widths))]))
-        figure.draw_without_rendering()
+        figure.get_layout_engine().execute(figure)  # once, here: saving would do it again
+        figure.set_layout_engine("none")
     return figure
 
 
-def _save(figure, **options):
+@contextlib.contextmanager
+def _quiet_style():
     import matplotlib
 
+    with matplotlib.rc_context(style.RC), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font"
+        )  # drawn as a box; tables show the letter
+        yield
+
+
+def _save(figure, **options):
     buffer = io.BytesIO()
-    with matplotlib.rc_context(style.RC):
+    with _quiet_style():
         figure.savefig(buffer, **options)
     return buffer.getvalue()
 
@@ -89,20 +102,35 @@ def save(pictures, folder):
 def inline_svg(figure, prefix, label):
     """The figure as an <svg> element for a page: colours become CSS variables, so that it follows the page's theme.
 
-    Ids get `prefix`, for several figures share one page; comments and metadata go; `label` (already escaped) is what a screen
-    reader says.
+    Ids get `prefix`, for several figures share one page; comments and metadata go; `label` (already escaped) is what a
+    screen reader says.
     """
     text = _save(figure, format="svg", metadata={"Date": None}, transparent=True).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'href="#', f'href="#{prefix}-', text)
+    text = re.sub(rf'\bid="(?!{GLYPH})', f'id="{prefix}-', text)
+    text = re.sub(rf'href="#(?!{GLYPH})', f'href="#{prefix}-', text)
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     for color, variable in theme_variables().items():
         text = re.sub(re.escape(color), f"var({variable})", text, flags=re.IGNORECASE)
-    text = re.sub(r'<svg ([^>]*?)(width|height)="[\d.]+pt" ([^>]*?)(width|height)="[\d.]+pt"', r"<svg \1\3", text, count=1)
-    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)
+    text = re.sub(
+        r'<svg ([^>]*?)(width|height)="[\d.]+pt" ([^>]*?)(width|height)="[\d.]+pt"', r"<svg \1\3", text, count=1
+    )
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d{2})\d+", r"\1", path[0]), text)
+    text = re.sub(r"\s*\n\s*", "\n", text)
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
+
+
+def share_glyphs(page):
+    """The page with every glyph defined once: the figures of a page refer to the same letters."""
+    seen = set()
+
+    def first(match):
+        fresh = match[1] not in seen
+        seen.add(match[1])
+        return match[0] if fresh else ""
+
+    return re.sub(rf'<path id="({GLYPH}[^"]*)"[^>]*/>\n?', first, page)
 
 
 def theme_variables():

@@ -1,4 +1,4 @@
-"""Progress of a host loop: a bar with the numbers that matter on a terminal, a line now and then elsewhere, or nothing."""
+"""Progress of a host loop: on a terminal a bar with the numbers that matter, elsewhere a line now and then."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ def number(value):
 
 
 def describe(numbers):
-    """'loss 1.234 · kl 0.480 of 0.500 · 12.3k tokens/s': `kl` with `target_kl`, and `tokens_per_second`, get the words people use."""
+    """'loss 1.234 · kl 0.480 of 0.500 · 12.3k tokens/s': `kl` goes with `target_kl`, `tokens_per_second` is a rate."""
     parts = []
     for name, value in numbers.items():
         if name == "target_kl" and "kl" in numbers:
@@ -45,11 +45,13 @@ def duration(seconds):
 
 
 class Progress:
-    """Context manager around a loop of `total` steps that begins at `start` (a resumed run) and reports on `stream` (stderr).
+    """Context manager around a loop of `total` steps that begins at `start` (a resumed run) and reports on stderr.
 
-    `update(step, numbers)` says that `step` steps are done; numbers are floats, ints or text by name. On a terminal there is one tqdm
-    bar with the time left; elsewhere a plain line first, last, and every ten seconds or 2 % of the time spent, whichever is longer.
-    `quiet=True` prints nothing. ValueError when total or start is negative or start exceeds total.
+    `update(step, numbers)` says that `step` steps are done; numbers are floats, ints or text by name. On a terminal
+    there is one tqdm bar with the time left; elsewhere a plain line first, last, and every ten seconds or 2 % of the
+    time spent, whichever is longer. `quiet=True` prints nothing; `stream` and `clock` are for tests.
+
+    ValueError when total or start is negative or start exceeds total.
     """
 
     def __init__(self, total, title, start=0, *, quiet=False, stream=None, clock=time.monotonic):
@@ -68,7 +70,13 @@ class Progress:
 
             layout = "{desc} {percentage:3.0f}% ▕{bar:16}▏ {n_fmt}/{total_fmt} · {elapsed} < {remaining}{postfix}"
             self.bar = tqdm(
-                total=self.total, initial=self.start, desc=self.title, file=self.stream, bar_format=layout, dynamic_ncols=True, mininterval=0.2
+                total=self.total,
+                initial=self.start,
+                desc=self.title,
+                file=self.stream,
+                bar_format=layout,
+                dynamic_ncols=True,
+                mininterval=0.2,
             )
         return self
 
@@ -96,7 +104,9 @@ class Progress:
     def _print_line(self):
         self.shown, self.printed = self.clock(), self.step
         spent, done = self.shown - self.began, self.step - self.start
-        left = f", {duration(spent / done * (self.total - self.step))} left" if 0 < done and self.step < self.total else ""
+        left = (
+            f", {duration(spent / done * (self.total - self.step))} left" if done > 0 and self.step < self.total else ""
+        )
         text = describe(self.numbers)
         line = f"{self.title} {self.step}/{self.total} · {duration(spent)}{left}" + (f" · {text}" if text else "")
         print(line, file=self.stream, flush=True)

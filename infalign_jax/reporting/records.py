@@ -21,7 +21,7 @@ PROCEDURES = ("standard", "best_of", "worst_of")
 
 
 class Evaluation(NamedTuple):
-    """What the evaluate stage wrote: lists of row dicts, and two objects. KL in nats per sequence, win rates in [0, 1]."""
+    """What the evaluate stage wrote: row dicts and two objects. KL in nats per sequence, win rates in [0, 1]."""
 
     results: list
     comparisons: list
@@ -72,7 +72,9 @@ def _check_rows(path, rows, keys):
             if value is None and key not in NULLABLE and key != "n":
                 raise ValueError(f"{path}: {key} of row {index} is null; only {', '.join(NULLABLE)} may be")
         if row.get("procedure", "standard") not in PROCEDURES:
-            raise ValueError(f"{path}: procedure of row {index} is {row['procedure']!r}; legal: {', '.join(PROCEDURES)}")
+            raise ValueError(
+                f"{path}: procedure of row {index} is {row['procedure']!r}; legal: {', '.join(PROCEDURES)}"
+            )
 
 
 def _check_keys(path, value, keys, where):
@@ -112,7 +114,8 @@ def select(rows, **wanted):
     return [
         row
         for row in rows
-        if (key is None or procedure_key(row) == tuple(key)) and all(row[name] == value for name, value in wanted.items())
+        if (key is None or procedure_key(row) == tuple(key))
+        and all(row[name] == value for name, value in wanted.items())
     ]
 
 

@@ -1,7 +1,7 @@
 """How methods look: one colour, marker and place per method, the same in every figure, table and theme.
 
-Colours are chosen so that every pair stays apart under the common colour-vision deficiencies, in the light and in the dark,
-and every method has its own marker besides.
+Colours are chosen so that every pair stays apart under the common colour-vision deficiencies, in the light and in the
+dark, and every method has its own marker besides.
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ class Look(NamedTuple):
 
 
 LOOKS = {
-    "raw": Look("#7a7f87", "#a2a9b3", "X"),
-    "raw_group_std": Look("#cc79a7", "#e79bc4", "P"),
+    "raw": Look("#62676e", "#868d97", "X"),
+    "raw_group_std": Look("#cc79a7", "#f3a9d2", "P"),
     "identity": Look("#0072b2", "#4299e1", "s"),
     "log": Look("#009e73", "#2fbf94", "^"),
     "exponential+": Look("#d55e00", "#f5813c", "o"),
@@ -32,11 +32,17 @@ LOOKS = {
 
 
 def family(method):
-    """The entry of LOOKS that a method asks for: 'exponential(-5)' -> 'exponential-', 'optimal(best_of(4))' -> 'optimal'."""
+    """The entry of LOOKS that a method asks for: 'exponential(-5)' -> 'exponential-', 'optimal(...)' -> 'optimal'."""
     name, _, argument = method.partition("(")
     if name == "exponential":
         return "exponential-" if argument.lstrip().startswith("-") else "exponential+"
     return name
+
+
+def label(name):
+    """A name as a figure can show it: one line, no control characters, at most 28 characters."""
+    clean = "".join(letter if letter.isprintable() else "�" for letter in str(name))
+    return clean if len(clean) <= 28 else clean[:27] + "…"
 
 
 def order(methods):

@@ -32,7 +32,7 @@ def interval(row, value="win_rate"):
 
 
 def win_rate_cells(results, judge, cell=interval):
-    """(header, rows) of strings: methods down, procedures across, `cell(row)` in the cells, KL ± standard error beside."""
+    """(header, rows) of strings: methods down, procedures across, `cell(row)` in the cells, KL ± se first."""
     rows = records.select(results, judge=judge)
     procedures = sorted(records.unique(rows, records.procedure_key), key=records.procedure_position)
     header = ["method", "KL ± se (nats)", *(records.procedure_title(key) for key in procedures)]
@@ -46,10 +46,10 @@ def win_rate_cells(results, judge, cell=interval):
 
 
 def win_rates(results, width=None):
-    """The win-rate table of every judge as text, folded into blocks of columns that fit `width` characters (the terminal's).
+    """The win-rate table of every judge as text, folded into blocks that fit `width` characters (the terminal's).
 
-    A win rate is the probability that the procedure applied to the method's policy beats the same procedure applied to the
-    reference policy; brackets hold the 95 % interval over prompts.
+    A win rate is the probability that the procedure applied to the method's policy beats the same procedure applied to
+    the reference policy; brackets hold the 95 % interval over prompts.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     blocks = []
