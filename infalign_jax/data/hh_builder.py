@@ -140,7 +140,13 @@ class AnthropicHh(tfds.core.GeneratorBasedBuilder):
                 files[split] = dl_manager.download(url)
             except Exception as error:  # the downloader raises whatever its transport raises
                 raise ValueError(f"could not download {url} ({error}); give a local folder as the data path") from error
-            verify(files[split], name)
+            try:
+                verify(files[split], name)
+            except ValueError:
+                # Left in place, the bad file and TFDS's note of its checksum would fail every later run.
+                pathlib.Path(files[split]).unlink()
+                pathlib.Path(f"{files[split]}.INFO").unlink(missing_ok=True)
+                raise
         return files
 
     def _generate_examples(self, split, file):

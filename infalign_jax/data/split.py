@@ -27,7 +27,7 @@ def assemble(train, test, *, judge_fraction, train_prompts, test_prompts, seed):
     """A `Dataset` of preference pairs: chosen responses as demonstrations, every distinct prompt once.
 
     Test pairs are those `without_seen` prompts. `judge_fraction` of the training prompts, with their pairs, go to
-    `judge_preferences`; of the prompts to align on and to evaluate on, `train_prompts` and `test_prompts` are kept (0: all).
+    `judge_preferences`; `train_prompts` and `test_prompts` limit the prompts to align and to evaluate on (0: all).
     """
     fresh = without_seen(test, train)
     preferences, judge_preferences = split_by_prompt(train, judge_fraction, seed, purpose=1)

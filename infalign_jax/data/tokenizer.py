@@ -87,7 +87,9 @@ class SentencePieceTokenizer:
     def save(self, folder):
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MODEL_FILE).write_bytes(self.model_bytes)
+        partial = folder / f"{MODEL_FILE}.partial"
+        partial.write_bytes(self.model_bytes)
+        partial.replace(folder / MODEL_FILE)  # a run killed here leaves no half-written model
 
 
 def train_sentencepiece(texts, *, model_type, vocab_size):
