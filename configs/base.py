@@ -1,0 +1,95 @@
+"""Every key of the pipeline, with its unit and legal values. A recipe starts from here and changes what it needs.
+
+A key has one home and one default: this file. Set one from the command line with `--config.section.key=value`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0  # int >= 0; every random number of the run is a fold of (seed, purpose, step)
+    config.reward = "gold"  # training reward: 'gold' (the task's own), 'learned' (our Bradley-Terry model), 'module:function'
+    config.judge = "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), 'none'
+
+    config.data = ConfigDict()
+    config.data.name = "synthetic"  # 'synthetic', 'anthropic_hh', 'jsonl'
+    config.data.path = ""  # folder or file of the data; '' for data that is generated or downloaded
+    config.data.subset = "harmless_base"  # anthropic_hh only: helpful_base, helpful_online, helpful_rejection_sampled, harmless_base
+    config.data.train_prompts = 0  # prompts to calibrate and align on; 0 keeps all (the synthetic task always keeps all)
+    config.data.test_prompts = 64  # held-out prompts to evaluate on; 0 keeps all
+    config.data.demonstrations_per_prompt = 40  # synthetic only
+    config.data.preferences_per_prompt = 20  # synthetic only
+    config.data.prompt_tokens = 8  # prompt slots, begin-of-sequence token included
+    config.data.response_tokens = 8  # response slots, end-of-sequence token included
+    config.data.long_prompts = "error"  # a prompt over the limit: 'error', 'truncate_left' (keeps its end), 'drop'
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.path = ""  # a SentencePiece .model file; '' trains one on the demonstrations
+    config.tokenizer.kind = "word"  # how to train one: 'word' (split at spaces), 'bpe', 'unigram'
+    config.tokenizer.vocab_size = 4096  # pieces to train; 'word' takes one a word
+
+    config.model = ConfigDict()
+    config.model.num_layers = 2
+    config.model.embed_dim = 64
+    config.model.num_heads = 4  # query heads
+    config.model.num_kv_heads = 4  # divides num_heads
+    config.model.head_dim = 16
+    config.model.mlp_dim = 192  # width of the gated MLP
+    config.model.tied_embeddings = True  # one matrix for tokens in and logits out
+    config.model.dtype = "float32"  # compute: 'float32', 'bfloat16'; parameters are kept in float32
+    config.model.remat = "none"  # 'none' keeps activations, 'layer' recomputes each layer in the backward pass
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along the batch; -1 takes all that are left
+    config.mesh.fsdp = 1  # devices that share the parameters, also along the batch
+    config.mesh.tensor = 1  # devices that share heads and the MLP
+
+    config.sft = ConfigDict()
+    config.sft.steps = 200
+    config.sft.batch_size = 256  # demonstrations a step
+    config.sft.learning_rate = 3e-3  # peak; 5 % linear warm-up, cosine to 10 %
+    config.sft.clip_norm = 1.0  # global gradient norm
+
+    config.reward_model = ConfigDict()
+    config.reward_model.steps = 200
+    config.reward_model.batch_size = 128  # preference pairs a step
+    config.reward_model.learning_rate = 1e-3
+    config.reward_model.clip_norm = 1.0
+
+    config.sampling = ConfigDict()
+    config.sampling.temperature = 1.0  # of every rollout; the theory is about 1.0
+    config.sampling.truncated = "as_is"  # a response cut at the limit: 'as_is', 'penalty', 'lowest' (lowest calibrated reward)
+    config.sampling.penalty = 0.0  # reward units taken off a cut response under 'penalty'
+
+    config.calibrate = ConfigDict()
+    config.calibrate.rollouts = 64  # K, reference rollouts per training prompt
+    config.calibrate.prompts_per_call = 136  # prompts sampled at once; a part file is saved after each call
+
+    config.align = ConfigDict()
+    config.align.methods = ("raw", "raw_group_std", "identity", "exponential(10)", "exponential(-5)")  # compared by `run`
+    config.align.steps = 100
+    config.align.prompts_per_step = 64  # B
+    config.align.rollouts = 8  # R, rollouts per prompt and step, >= 2
+    config.align.learning_rate = 3e-3  # Adam, constant, then linear to 0
+    config.align.decay = 1 / 3  # fraction of the steps over which the learning rate falls to 0
+    config.align.clip_norm = 5.0  # global gradient norm
+    config.align.target_kl = 0.5  # nats per sequence between policy and reference
+    config.align.kl_rate = 0.15  # gain of the beta controller; 0 keeps the closed-form beta
+    config.align.kl_warmup = 20  # steps before the controller starts
+    config.align.save_every = 50  # steps between checkpoints
+    config.align.keep = 2  # checkpoints kept
+
+    config.evaluate = ConfigDict()
+    config.evaluate.samples = 64  # M, responses per held-out prompt and policy
+    config.evaluate.prompts_per_call = 64  # prompts sampled at once
+    config.evaluate.best_of = (2, 4, 8)  # best-of-N to measure; N <= samples
+    config.evaluate.worst_of = (2, 4, 8)  # worst-of-N to measure
+    config.evaluate.headline = "best_of(4)"  # procedure of the headline figure
+    config.evaluate.curve = (0.25, 0.5, 0.75)  # further interpolation weights between reference (0) and policy (1)
+    config.evaluate.kl_tolerance = 0.01  # relative error of the KL at which methods are compared
+    config.evaluate.show = 3  # held-out prompts whose responses the report shows
+
+    config.log = ConfigDict()
+    config.log.tensorboard = False  # also write TensorBoard events (needs the extra [tensorboard])
+    return config.lock()

@@ -1,0 +1,211 @@
+"""Stage `align`: on-policy KL-regularised policy gradient on calibrated, transformed rewards (CTRL, arXiv 2412.19792)."""
+
+import time
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infalign_jax.core import optimal, transforms
+from infalign_jax.core.advantages import group_standardize
+from infalign_jax.core.calibration import calibrate
+from infalign_jax.core.kl_control import beta_from_samples, steer_log_beta
+from infalign_jax.core.masking import masked_sum
+from infalign_jax.core.policy_gradient import policy_gradient_loss, regularized_return
+from infalign_jax.data.batches import make_batches
+from infalign_jax.models import transformer
+from infalign_jax.sampling.log_probs import token_statistics
+from infalign_jax.stages.calibrate import load_table
+from infalign_jax.stages.experiment import (
+    draw,
+    encode_split,
+    load_policy_variables,
+    open_experiment,
+    texts_of,
+    variable_shardings,
+)
+from infalign_jax.stages.reward import open_reward, score
+from infalign_jax.training import checkpoints, workdir
+from infalign_jax.training.loop import restore_or, train
+from infalign_jax.training.mesh import put_batch, replicated
+from infalign_jax.training.state import adam, apply_gradients, constant_then_linear, init_state, state_shardings
+
+UNCALIBRATED = ("raw", "raw_group_std")
+
+
+class Shaping(NamedTuple):
+    """How a method turns rewards into scores. All of it is data, so that one compiled step serves every method.
+
+    phi_M: float32, the transform at equally spaced u in [0, 1] (2K + 1 values: exactly the possible calibrated rewards).
+    raw: 1.0 scores with `reward / reward_scale` instead of `phi(u)`.
+    reward_scale: reward units; the standard deviation of all reference rewards.
+    group_std: 1.0 divides each prompt's centred scores by their standard deviation (GRPO).
+    loss_scale: multiplies the loss; 1 / max(beta, 1) keeps a large starting beta from blowing up the gradient.
+    """
+
+    phi_M: jax.Array
+    raw: jax.Array
+    reward_scale: jax.Array
+    group_std: jax.Array
+    loss_scale: jax.Array
+
+
+def shape_rewards(rewards_BR, reference_rewards_BK, shaping):
+    """Calibrate, transform: rewards to (scores_BR, u_BR), inside jit."""
+    u_BR = calibrate(rewards_BR, reference_rewards_BK, is_sorted=True)
+    grid_M = jnp.linspace(0.0, 1.0, shaping.phi_M.shape[0])
+    scores_BR = jnp.where(shaping.raw > 0, rewards_BR / shaping.reward_scale, jnp.interp(u_BR, grid_M, shaping.phi_M))
+    return jnp.where(shaping.group_std > 0, group_standardize(scores_BR), scores_BR), u_BR
+
+
+def objective(model, variables, reference_variables, batch, shaping, beta):
+    """The surrogate loss of one batch of on-policy rollouts, and its metrics.
+
+    Args:
+      model: `TransformerConfig`.
+      variables: of the policy; the only differentiated argument.
+      reference_variables: of the reference policy.
+      batch: prompt_tokens [B,S], prompt_lengths [B], tokens [B,R,C], mask [B,R,C], rewards [B,R], table [B,K].
+      shaping: `Shaping`.
+      beta: score units per nat.
+    """
+    prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["tokens"]
+    hidden_BRCD = transformer.forward_shared(model, variables, *prompt)
+    reference_BRCD = jax.lax.stop_gradient(transformer.forward_shared(model, reference_variables, *prompt))
+    log_probs_BRC, reference_log_probs_BRC, kl_BRC, entropy_BRC = token_statistics(
+        model, variables, reference_variables, hidden_BRCD, reference_BRCD, batch["tokens"]
+    )
+    mask_BRC = batch["mask"]
+    scores_BR, u_BR = shape_rewards(batch["rewards"], batch["table"], shaping)
+    log_ratios_BR = masked_sum(log_probs_BRC - reference_log_probs_BRC, mask_BRC)
+    returns_BR = regularized_return(scores_BR, log_ratios_BR, beta)
+    loss = shaping.loss_scale * policy_gradient_loss(log_probs_BRC, mask_BRC, returns_BR)
+    return loss, {
+        "loss": loss,
+        "reward": batch["rewards"].mean(),
+        "calibrated": u_BR.mean(),
+        "score": scores_BR.mean(),
+        "kl": masked_sum(kl_BRC, mask_BRC).mean(),
+        "entropy": masked_sum(entropy_BRC, mask_BRC).mean(),
+        "length": mask_BRC.sum(-1).mean(),
+        "truncated": 1.0 - batch["ended"].mean(),
+    }
+
+
+def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup):
+    """The jitted step `(state, reference_variables, batch, shaping) -> (state, metrics)`; the state is donated.
+
+    Everything between reward and update happens inside it: calibration, transform, leave-one-out advantage, gradient,
+    optimiser and the controller of beta. Shardings follow the arguments.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, reference_variables, batch, shaping):
+        beta = jnp.exp(state.log_beta)
+
+        def loss_fn(variables):
+            return objective(model, variables, reference_variables, batch, shaping, beta)
+
+        gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.variables)
+        rate = jnp.where(state.step >= kl_warmup, kl_rate, 0.0)
+        log_beta = steer_log_beta(state.log_beta, metrics["kl"], target_kl, rate)
+        state, norm = apply_gradients(state, gradients, optimizer, log_beta)
+        return state, {**metrics, "beta": beta, "gradient_norm": norm}
+
+    return step
+
+
+def method_shaping(method, table_PK, target_kl):
+    """The `Shaping` of a method, and the beta it starts from.
+
+    Calibrated methods start from the closed form of their transform for a table of K rollouts; uncalibrated ones from
+    the beta that spends the target KL on the table's own rewards.
+
+    Raises:
+      ValueError: unknown method.
+    """
+    K = table_PK.shape[1]
+    if method in UNCALIBRATED:
+        scores_PK = table_PK / table_PK.std()
+        if method == "raw_group_std":
+            scores_PK = np.asarray(group_standardize(jnp.asarray(scores_PK)))
+        phi_M, beta = np.zeros(2 * K + 1, np.float32), beta_from_samples(scores_PK, target_kl)
+    else:
+        phi, beta = optimal.resolve(method, kl=target_kl, calibration_samples=K)
+        phi_M = transforms.tabulate(phi, K)
+    raw = method in UNCALIBRATED
+    values = (phi_M, raw, table_PK.std() if raw else 1.0, method == "raw_group_std", 1.0 / max(beta, 1.0))
+    return Shaping(*(np.asarray(value, np.float32) for value in values)), beta
+
+
+def run(config):
+    """Aligns one policy per method of a config; skips those that are done. Returns each one's numbers."""
+    experiment = open_experiment(config)
+    prompts = encode_split(experiment, "train")
+    table = load_table(config, experiment.workdir / "calibrate")
+    reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
+    reference = load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
+    section = config.align
+    schedule = constant_then_linear(section.learning_rate, section.steps, section.decay)
+    optimizer = adam(schedule, section.clip_norm)
+    step_fn = make_step(
+        experiment.model, optimizer, target_kl=section.target_kl, kl_rate=section.kl_rate, kl_warmup=section.kl_warmup
+    )
+    return {
+        method: _align(experiment, method, prompts, table.rewards_PK, reward, reference, optimizer, step_fn)
+        for method in section.methods
+    }
+
+
+def _align(experiment, method, prompts, table_PK, reward, reference, optimizer, step_fn):
+    started = time.monotonic()
+    config, folder = experiment.config, method_folder(experiment.workdir, method)
+    if (result := workdir.done(folder)) is not None:
+        return result
+    section, mesh = config.align, experiment.mesh
+    shaping, beta = method_shaping(method, table_PK, section.target_kl)
+    shaping = jax.device_put(shaping, replicated(mesh))
+    batches = make_batches(len(prompts.texts), section.prompts_per_step, config.seed, "align")
+
+    def advance(step, state):
+        rows = batches(step)
+        rollouts = draw(
+            experiment, state.variables, prompts, rows, rollouts=section.rollouts, purpose="align", step=step
+        )
+        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
+        rewards = score(
+            reward, texts, completions, ended, truncated=config.sampling.truncated, penalty=config.sampling.penalty,
+            where=f"align/{method} step {step}",
+        )  # fmt: skip
+        on_host = {
+            "prompt_tokens": prompts.tokens_PS[rows],
+            "prompt_lengths": prompts.lengths_P[rows],
+            "rewards": rewards.reshape(len(rows), -1),
+            "ended": ended.reshape(len(rows), -1).astype(np.float32),
+            "table": table_PK[rows],
+        }
+        batch = {"tokens": rollouts.tokens_BRC, "mask": rollouts.mask_BRC, **put_batch(mesh, on_host)}
+        return step_fn(state, reference, batch, shaping)
+
+    def new_state(variables):
+        return init_state(variables, optimizer, beta)
+
+    shapes = jax.eval_shape(new_state, reference)
+    shardings = state_shardings(mesh, shapes, variable_shardings(experiment))
+    with checkpoints.open_checkpoints(folder / "checkpoints", keep=section.keep) as manager:
+        initial = functools.partial(jax.jit(new_state, out_shardings=shardings), reference)
+        state = restore_or(initial, checkpoints.abstract(shapes, shardings), manager)
+        state, last = train(
+            state, advance, steps=section.steps, title=f"align {method}", folder=folder, manager=manager,
+            save_every=section.save_every, shown=("reward", "calibrated", "kl", "beta"),
+            tensorboard=config.log.tensorboard,
+        )  # fmt: skip
+    checkpoints.save_variables(folder / "variables", state.variables)
+    return workdir.finish(folder, {"method": method, "steps": section.steps, "start_beta": beta, **last}, started)
+
+
+def method_folder(root, method):
+    """The folder of a method's run: its name with brackets and commas made safe for file systems."""
+    return root / "align" / "".join(c if c.isalnum() or c in "-_." else "_" for c in method).strip("_")

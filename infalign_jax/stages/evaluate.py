@@ -1,0 +1,269 @@
+"""Stage `evaluate`: inference-time win rates of all methods at equal KL, measured on held-out prompts."""
+
+import time
+import importlib.metadata
+import platform
+
+import jax
+import numpy as np
+from absl import logging
+
+from infalign_jax.core import bootstrap, optimal, procedures, theory, transforms
+from infalign_jax.core.calibration import calibrate
+from infalign_jax.core.winrate import win_rate_per_prompt
+from infalign_jax.reporting import html, tables
+from infalign_jax.reporting.progress import Progress
+from infalign_jax.stages.align import UNCALIBRATED, method_folder
+from infalign_jax.stages.calibrate import load_table
+from infalign_jax.stages.experiment import draw, encode_split, load_policy_variables, open_experiment, texts_of
+from infalign_jax.stages.measure import at_equal_kl, interpolate, make_step
+from infalign_jax.stages.reward import open_reward, score
+from infalign_jax.training import workdir
+
+HELD_OUT = 16  # fresh reference rollouts per training prompt that test the calibration table
+BINS = 20  # of the reliability histogram
+
+
+def run(config):
+    """Measures every method of a config; writes rows, tables, figures and the report under `<workdir>/evaluate/`."""
+    started = time.monotonic()
+    experiment = open_experiment(config)
+    folder, section = experiment.workdir / "evaluate", config.evaluate
+    asked = workdir.fingerprint([section.to_dict(), config.judge, list(config.align.methods)])
+    result = workdir.done(folder)
+    if result is not None and result["asked"] == asked:
+        return result
+    table = load_table(config, experiment.workdir / "calibrate")
+    prompts = encode_split(experiment, "test")
+    reference = load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
+    step = make_step(experiment, reference, prompts, open_judges(experiment))
+    base, curves = step(reference, "evaluate/reference", 0.0), {}
+    with Progress(len(config.align.methods), "evaluate") as bar:
+        for count, method in enumerate(config.align.methods):
+            policy = load_policy_variables(experiment, method_folder(experiment.workdir, method) / "variables")
+
+            def measure(alpha, policy=policy):
+                return step(interpolate(reference, policy, np.float32(alpha)), "evaluate/policy", alpha)
+
+            at_target = at_equal_kl(measure, config.align.target_kl, section.kl_tolerance)
+            curves[method] = [*(measure(alpha) for alpha in section.curve), *at_target]
+            bar.update(count + 1, {"kl": at_target[-1].kl_P.mean(), "weight": at_target[-1].alpha})
+    files = {
+        "results": _rows(config, {method: curve[-1:] for method, curve in curves.items()}, base),
+        "frontier": _rows(config, curves, base),
+        "comparisons": _comparisons(config, curves, base),
+        "theory": _theory(config, max(m.kl_P.mean() for curve in curves.values() for m in curve)),
+        "kl_by_group": _kl_by_group(curves, prompts),
+        "calibration": _reliability(experiment, table, reference),
+        "samples": _samples(config, curves, base, prompts),
+        "summary": _summary(experiment, curves, base),
+    }
+    for name, value in files.items():
+        workdir.write_json(folder / f"{name}.json", value)
+    print(tables.win_rates(files["results"]), tables.differences(files["comparisons"]), sep="\n\n")
+    report = html.write_report(folder)
+    logging.info("report: %s", report)
+    return workdir.finish(folder, {"asked": asked, "report": str(report)}, started)
+
+
+def open_judges(experiment):
+    """The judges of a run: 'train', the reward that was optimised, and 'gold', a second one, where there is one."""
+    config, root = experiment.config, experiment.workdir
+    judges = {"train": open_reward(experiment, config.reward, root / "reward_model")}
+    if config.judge != "none":
+        judges["gold"] = open_reward(experiment, config.judge, root / "judge")
+    return judges
+
+
+def evaluated_procedures(section):
+    """The procedures a config asks for, as (kind, n, Procedure)."""
+    rows = [("standard", 1, procedures.standard())]
+    rows += [("best_of", n, procedures.best_of(n)) for n in section.best_of]
+    return rows + [("worst_of", n, procedures.worst_of(n)) for n in section.worst_of]
+
+
+def _rows(config, curves, base):
+    """One row per method, measurement, procedure and judge."""
+    rows = []
+    for method, curve in curves.items():
+        for measurement in curve:
+            kl, low, high = bootstrap.mean_interval(measurement.kl_P, seed=config.seed)
+            for kind, n, procedure in evaluated_procedures(config.evaluate):
+                for judge, rewards_PM in measurement.rewards.items():
+                    per_prompt = win_rate_per_prompt(procedure, rewards_PM, base.rewards[judge])
+                    value, low, high = bootstrap.mean_interval(per_prompt, seed=config.seed)
+                    rows.append(
+                        {
+                            "method": method,
+                            "procedure": kind,
+                            "n": n,
+                            "judge": judge,
+                            "alpha": measurement.alpha,
+                            "kl": kl,
+                            "kl_se": float(measurement.kl_P.std(ddof=1) / len(measurement.kl_P) ** 0.5),
+                            "win_rate": value,
+                            "low": max(low, 0.0),
+                            "high": min(high, 1.0),
+                            "truncated": float(1.0 - measurement.ended_PM.mean()),
+                            **_predictions(config, method, procedure, kl, judge),
+                        }
+                    )
+    return rows
+
+
+def _predictions(config, method, procedure, kl, judge):
+    """What theory says of the training reward: with exact calibration, and with this run's tables of K rollouts.
+
+    The gold judge is predicted too when it is the training reward.
+    """
+    if method in UNCALIBRATED or (judge == "gold" and config.judge != config.reward):
+        return {"theory": None, "theory_table": None}
+    K = config.calibrate.rollouts
+    exact, beta = optimal.resolve(method, kl=kl)
+    tabulated, table_beta = optimal.resolve(method, kl=kl, calibration_samples=K)
+    return {
+        "theory": theory.win_rate(procedure, exact, beta),
+        "theory_table": theory.win_rate(procedure, tabulated, table_beta, calibration_samples=K),
+    }
+
+
+def _comparisons(config, curves, base):
+    """Paired differences at the target KL between every two methods, prompt by prompt."""
+    rows = []
+    for kind, n, procedure in evaluated_procedures(config.evaluate):
+        for judge in base.rewards:
+            wins = {
+                method: win_rate_per_prompt(procedure, curve[-1].rewards[judge], base.rewards[judge])
+                for method, curve in curves.items()
+            }
+            for method, wins_P in wins.items():
+                for baseline, baseline_P in wins.items():
+                    if method != baseline:
+                        value, low, high = bootstrap.mean_interval(wins_P - baseline_P, seed=config.seed)
+                        row = {"method": method, "baseline": baseline, "procedure": kind, "n": n, "judge": judge}
+                        rows.append({**row, "difference": value, "low": low, "high": high})
+    return rows
+
+
+def _theory(config, max_kl):
+    """Closed-form curves of each calibrated method and of the certified optimum, up to the largest KL measured."""
+    rows = []
+    for kind, n, procedure in evaluated_procedures(config.evaluate):
+        for kl in np.linspace(0.02, max_kl, 12):
+            values = {"optimal": optimal.optimal_transform(procedure, kl=float(kl)).win_rate}
+            for method in config.align.methods:
+                if method not in UNCALIBRATED and not method.startswith("optimal"):
+                    phi = transforms.from_name(method)
+                    values[method] = theory.win_rate(procedure, phi, theory.beta_for_kl(phi, float(kl)))
+            row = {"procedure": kind, "n": n, "kl": float(kl)}
+            rows += [{**row, "transform": name, "win_rate": value} for name, value in values.items()]
+    return rows
+
+
+def _kl_by_group(curves, prompts):
+    """KL spent on each group of prompts at the target: what calibration evens out."""
+    groups = np.array(prompts.groups)
+    rows = []
+    for method, curve in curves.items():
+        for group in dict.fromkeys(prompts.groups):
+            kl_P = curve[-1].kl_P[groups == group]
+            error = float(kl_P.std(ddof=1) / len(kl_P) ** 0.5) if len(kl_P) > 1 else 0.0
+            rows.append({"method": method, "group": group, "kl": float(kl_P.mean()), "kl_se": error})
+    return rows
+
+
+def _reliability(experiment, table, reference):
+    """Histogram of u of fresh reference rollouts on the training prompts against the stored table: uniform if it is right."""
+    config = experiment.config
+    prompts = encode_split(experiment, "train")
+    reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
+    P, size, parts = len(prompts.texts), config.calibrate.prompts_per_call, []
+    for first in range(0, P, size):
+        rows = np.arange(first, first + size) % P
+        rollouts = draw(experiment, reference, prompts, rows, rollouts=HELD_OUT, purpose="evaluate/held_out")
+        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
+        rewards = score(
+            reward, texts, completions, ended, truncated=config.sampling.truncated, penalty=config.sampling.penalty,
+            where="evaluate, calibration",
+        )  # fmt: skip
+        parts.append(rewards.reshape(-1, HELD_OUT)[: P - first])
+    u_PR = np.asarray(calibrate(np.concatenate(parts), table.rewards_PK, is_sorted=True))
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    groups = np.array(prompts.groups)
+    counts = {group: np.histogram(u_PR[groups == group], edges)[0].tolist() for group in dict.fromkeys(prompts.groups)}
+    return {
+        "bins": edges.tolist(),
+        "counts_by_group": counts,
+        "counts": np.histogram(u_PR, edges)[0].tolist(),
+        "expected": u_PR.size / BINS,
+        "note": f"{HELD_OUT} fresh reference rollouts per training prompt, calibrated with the stored table",
+        "K": config.calibrate.rollouts,
+    }
+
+
+def _samples(config, curves, base, prompts):
+    """The first responses of every policy to a few held-out prompts, with rewards calibrated by the reference's responses."""
+    rows = []
+    for method, measurement in [("reference", base), *((method, curve[-1]) for method, curve in curves.items())]:
+        for p in range(min(config.evaluate.show, len(prompts.texts))):
+            u_M = np.asarray(calibrate(measurement.rewards["train"][p], base.rewards["train"][p]))
+            for m in range(2):
+                gold = float(measurement.rewards["gold"][p, m]) if "gold" in measurement.rewards else None
+                rows.append(
+                    {
+                        "method": method,
+                        "prompt": prompts.texts[p],
+                        "completion": measurement.completions[p][m],
+                        "reward": float(measurement.rewards["train"][p, m]),
+                        "calibrated": float(u_M[m]),
+                        "truncated": bool(~measurement.ended_PM[p, m]),
+                        "judge_reward": gold,
+                    }
+                )
+    return rows
+
+
+def _summary(experiment, curves, base):
+    """What a reader of the report needs besides the rows: stages, config, versions, notes."""
+    config, root = experiment.config, experiment.workdir
+    head = procedures.from_name(config.evaluate.headline).name.partition("(")
+    folders = {"sft": "sft", "reward-model": "reward_model", "judge": "judge", "calibrate": "calibrate"}
+    folders |= {f"align {m}": str(method_folder(root, m).relative_to(root)) for m in config.align.methods}
+    results = {name: workdir.done(root / folder) for name, folder in folders.items()}
+    notes = []
+    for method, curve in curves.items():
+        kl = float(curve[-1].kl_P.mean())
+        if abs(kl / config.align.target_kl - 1) > 2 * config.evaluate.kl_tolerance:
+            notes.append(f"{method} could not be brought to the target KL: it is compared at {kl:.3f} nats")
+    if "gold" not in base.rewards:
+        notes.append("there is no second judge: win rates are under the training reward only")
+    elif config.judge == "learned":
+        notes.append("the gold judge is a reward model trained on other preference pairs, not the truth")
+    return {
+        "target_kl": config.align.target_kl,
+        "headline": {
+            "procedure": head[0],
+            "n": int(head[2].rstrip(")") or 1),
+            "judge": "gold" if "gold" in base.rewards else "train",
+        },
+        "stages": [
+            {
+                "name": name,
+                "seconds": result.get("stage_seconds"),
+                "numbers": {k: v for k, v in result.items() if isinstance(v, (int, float)) and k != "stage_seconds"},
+            }
+            for name, result in results.items()
+            if result
+        ],
+        "config": config.to_dict(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "infalign-jax")},
+            "device": jax.devices()[0].device_kind,
+        },
+        "notes": notes,
+        "truncated_fraction": {
+            "reference": float(1 - base.ended_PM.mean()),
+            **{method: float(1 - curve[-1].ended_PM.mean()) for method, curve in curves.items()},
+        },
+    }

@@ -1,0 +1,132 @@
+"""What every stage starts from: the data, the tokeniser, the model and the mesh of one config."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from infalign_jax.data import dataset as datasets
+from infalign_jax.data import tokenizer as tokenizers
+from infalign_jax.data.tokenize import decode_completions, encode_pairs, encode_prompts
+from infalign_jax.models import transformer
+from infalign_jax.models.sharding import logical_axes
+from infalign_jax.models import config as model_config
+from infalign_jax.sampling.sampler import sample
+from infalign_jax.training import checkpoints, mesh as meshes
+from infalign_jax.training.seeds import key_for
+
+
+class Experiment(NamedTuple):
+    """The inputs of every stage, made by `open_experiment`."""
+
+    config: Any
+    workdir: epath.Path
+    dataset: datasets.Dataset
+    tokenizer: Any
+    model: model_config.TransformerConfig
+    mesh: jax.sharding.Mesh
+
+
+class Prompts(NamedTuple):
+    """Encoded prompts of a split."""
+
+    texts: list
+    groups: list
+    tokens_PS: np.ndarray
+    lengths_P: np.ndarray
+    ids_P: np.ndarray  # position in the dataset: what the random bits of a rollout depend on
+
+
+def open_experiment(config):
+    """Loads the data, loads or trains the tokeniser, and builds the model config and the mesh.
+
+    Args:
+      config: a resolved ConfigDict with `workdir`.
+
+    Raises:
+      ValueError: anything in the config or data that cannot work, named, before any compile.
+    """
+    workdir = epath.Path(config.workdir)
+    options = {name: config.data[name] for name in datasets.options_of(config.data.name)}
+    dataset = datasets.load(config.data.name, path=config.data.path, seed=config.seed, **options)
+    tokenizer = _open_tokenizer(config.tokenizer, workdir / "tokenizer", dataset)
+    model = model_config.from_dict({**config.model, "vocab_size": tokenizer.vocab_size})
+    return Experiment(config, workdir, dataset, tokenizer, model, meshes.make_mesh(config.mesh))
+
+
+def _open_tokenizer(section, folder, dataset):
+    if section.path:
+        return tokenizers.load(section.path)
+    if not (folder / tokenizers.MODEL_FILE).exists():
+        trained = tokenizers.train_sentencepiece(
+            dataset.texts(), model_type=section.kind, vocab_size=section.vocab_size
+        )
+        trained.save(folder)
+    return tokenizers.load(folder)
+
+
+def encode_split(experiment, split):
+    """The `Prompts` of 'train' or 'test'. Raises ValueError if the split is empty or a prompt is too long."""
+    data = experiment.config.data
+    rows = experiment.dataset.train_prompts if split == "train" else experiment.dataset.test_prompts
+    if not rows:
+        raise ValueError(f"data source {data.name!r} has no {split} prompts; this stage needs at least one")
+    encoded = encode_prompts(
+        experiment.tokenizer, [row.text for row in rows], data.prompt_tokens, on_long=data.long_prompts
+    )
+    rows = [rows[i] for i in encoded.kept_N]
+    ids = encoded.kept_N + (0 if split == "train" else 1_000_000_000)
+    return Prompts([r.text for r in rows], [r.group for r in rows], encoded.tokens_NS, encoded.lengths_N, ids)
+
+
+def encode_examples(experiment, prompts, responses):
+    """Pairs of texts as the `EncodedPairs` of this config's limits."""
+    data = experiment.config.data
+    return encode_pairs(
+        experiment.tokenizer, prompts, responses, data.prompt_tokens, data.response_tokens, on_long=data.long_prompts
+    )
+
+
+def variable_shardings(experiment):
+    """Where each variable of the policy lies on the mesh."""
+    abstract = jax.eval_shape(lambda key: transformer.init(experiment.model, key), jax.random.key(0))
+    return meshes.param_shardings(experiment.mesh, abstract, logical_axes(abstract))
+
+
+def load_policy_variables(experiment, folder):
+    """The policy variables a stage left in `folder`, sharded over the mesh."""
+    abstract = jax.eval_shape(lambda key: transformer.init(experiment.model, key), jax.random.key(0))
+    return checkpoints.load_variables(folder, checkpoints.abstract(abstract, variable_shardings(experiment)))
+
+
+def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):
+    """Rollouts of a policy for the prompts `index`: random bits depend on (seed, purpose, step, prompt, rollout) alone.
+
+    Returns:
+      `Rollouts` of device arrays, leading axis `len(index)`.
+    """
+    config = experiment.config
+    batch = meshes.put_batch(
+        experiment.mesh,
+        (prompts.tokens_PS[index], prompts.lengths_P[index], prompts.ids_P[index].astype(np.int32)),
+    )
+    return sample(
+        experiment.model,
+        variables,
+        *batch,
+        key_for(config.seed, purpose, step),
+        rollouts=rollouts,
+        max_tokens=config.data.response_tokens,
+        temperature=config.sampling.temperature,
+        eos_ids=(experiment.tokenizer.eos_id,),
+        pad_id=experiment.tokenizer.pad_id,
+    )
+
+
+def texts_of(experiment, rollouts, prompt_texts):
+    """Flat lists of prompts and completions `[B * R]`, and whether each ended by itself, as host values."""
+    tokens_BRC, mask_BRC, ended_BR = meshes.fetch((rollouts.tokens_BRC, rollouts.mask_BRC, rollouts.ended_BR))
+    _, R, C = tokens_BRC.shape
+    completions = decode_completions(experiment.tokenizer, tokens_BRC.reshape(-1, C), mask_BRC.reshape(-1, C))
+    return [text for text in prompt_texts for _ in range(R)], completions, ended_BR.reshape(-1)

@@ -1,0 +1,112 @@
+"""Measuring a policy on the held-out prompts: rewards of M responses to each, the exact KL, and the weights at a target KL."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from infalign_jax.core.masking import masked_sum
+from infalign_jax.models import transformer
+from infalign_jax.sampling.log_probs import token_statistics
+from infalign_jax.stages.experiment import draw, texts_of
+from infalign_jax.stages.reward import score
+from infalign_jax.training import mesh as meshes
+
+MAX_ALPHA = 1.1  # a policy is extrapolated at most 10 % beyond what was trained
+
+
+class Measurement(NamedTuple):
+    """A policy on the held-out prompts: M responses to each.
+
+    alpha: weight of the trained policy in the interpolation with the reference.
+    kl_P: exact KL to the reference, nats per sequence, averaged over the prompt's responses.
+    rewards: {'train': [P, M], 'gold': [P, M]}, by judge.
+    completions: M texts per prompt.
+    ended_PM: false where a response was cut at the limit.
+    """
+
+    alpha: float
+    kl_P: np.ndarray
+    rewards: dict
+    completions: list
+    ended_PM: np.ndarray
+
+
+@jax.jit
+def interpolate(reference_variables, variables, alpha):
+    """`reference + alpha * (policy - reference)`, leaf by leaf."""
+    return jax.tree.map(lambda p, q: (p + alpha * (q - p)).astype(p.dtype), reference_variables, variables)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sequence_kl(model, variables, reference_variables, prompt_tokens_BS, prompt_lengths_B, tokens_BRC, mask_BRC):
+    """Exact full-vocabulary KL along each sampled response, `[B, R]` nats: its mean is KL(policy || reference)."""
+    prompt = prompt_tokens_BS, prompt_lengths_B, tokens_BRC
+    hidden_BRCD = transformer.forward_shared(model, variables, *prompt)
+    reference_BRCD = transformer.forward_shared(model, reference_variables, *prompt)
+    _, _, kl_BRC, _ = token_statistics(model, variables, reference_variables, hidden_BRCD, reference_BRCD, tokens_BRC)
+    return masked_sum(kl_BRC, mask_BRC)
+
+
+def make_step(experiment, reference_variables, prompts, judges):
+    """The step `(variables, purpose, alpha) -> Measurement` on the held-out prompts.
+
+    The random bits depend on `purpose` alone, so measurements of one purpose share them: differences between policies
+    (and between interpolation weights) are not drowned by sampling noise.
+    """
+    config = experiment.config
+    P, M, size = len(prompts.texts), config.evaluate.samples, config.evaluate.prompts_per_call
+
+    def one_call(variables, rows, purpose):
+        rollouts = draw(experiment, variables, prompts, rows, rollouts=M, purpose=purpose)
+        encoded = meshes.put_batch(experiment.mesh, (prompts.tokens_PS[rows], prompts.lengths_P[rows]))
+        kl_BM = sequence_kl(
+            experiment.model, variables, reference_variables, *encoded, rollouts.tokens_BRC, rollouts.mask_BRC
+        )
+        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
+        rewards = {
+            name: score(
+                judge, texts, completions, ended, truncated=config.sampling.truncated,
+                penalty=config.sampling.penalty, where=f"evaluate, judge {name}",
+            ).reshape(-1, M)
+            for name, judge in judges.items()
+        }  # fmt: skip
+        return meshes.fetch(kl_BM), rewards, [completions[i : i + M] for i in range(0, len(completions), M)], ended
+
+    def step(variables, purpose, alpha):
+        # The last call is filled up with prompts from the front, so that every call has one shape.
+        calls = [one_call(variables, np.arange(i, i + size) % P, purpose) for i in range(0, P, size)]
+        kl_PM = np.concatenate([call[0] for call in calls])[:P]
+        rewards = {name: np.concatenate([call[1][name] for call in calls])[:P] for name in judges}
+        ended_PM = np.concatenate([call[3].reshape(-1, M) for call in calls])[:P]
+        return Measurement(alpha, kl_PM.mean(1), rewards, sum((call[2] for call in calls), [])[:P], ended_PM)
+
+    return step
+
+
+def at_equal_kl(measure, target_kl, tolerance, tries=8):
+    """Interpolates (at most to MAX_ALPHA) until the measured KL is within `tolerance` of the target.
+
+    KL grows about like a power of alpha, so the search is a secant in logarithms.
+
+    Args:
+      measure: `alpha -> Measurement`.
+      target_kl: nats per sequence.
+      tolerance: relative.
+      tries: measurements at most.
+
+    Returns:
+      All measurements made, the one nearest the target last.
+    """
+    made, alpha, power = [], 1.0, 2.0
+    for _ in range(tries):
+        made.append(measure(alpha))
+        kl = max(float(made[-1].kl_P.mean()), 1e-9)
+        if abs(kl / target_kl - 1) <= tolerance or (alpha == MAX_ALPHA and kl < target_kl):
+            break
+        if len(made) > 1:
+            before = max(float(made[-2].kl_P.mean()), 1e-9)
+            power = np.clip(np.log(kl / before) / np.log(alpha / made[-2].alpha), 0.5, 8.0)
+        alpha = float(min(alpha * (target_kl / kl) ** (1 / power), MAX_ALPHA))
+    return sorted(made, key=lambda m: -abs(float(m.kl_P.mean()) - target_kl))

@@ -1,0 +1,119 @@
+"""Rewards: from texts to finite numbers, with cut responses treated as the config says."""
+
+import functools
+import importlib
+
+import jax
+import numpy as np
+
+from infalign_jax.data.tokenize import encode_prompts, encode_responses
+from infalign_jax.models import heads
+from infalign_jax.models.sharding import logical_axes
+from infalign_jax.training import checkpoints
+from infalign_jax.training import mesh as meshes
+
+TRUNCATED = ("as_is", "penalty", "lowest")
+# A finite reward below all others: cut responses tie with each other and lose to everything else.
+LOWEST = np.float32(-1e30)
+
+
+def python_reward(spec):
+    """The function named by 'module:function', called as `f(prompts, completions) -> rewards`.
+
+    Raises:
+      ValueError: no such module or function.
+    """
+    module, _, name = spec.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"reward is {spec!r}: {error}") from error
+
+
+def score(reward, prompts, completions, ended, *, truncated, penalty, where):
+    """Rewards of completions, checked and with cut responses treated.
+
+    Args:
+      reward: `f(prompts, completions) -> [n]` finite floats.
+      prompts: n strings.
+      completions: n strings.
+      ended: bool `[n]`, false where a response was cut at the limit.
+      truncated: what a cut response scores: 'as_is', its reward; 'penalty', its reward minus `penalty`; 'lowest', below
+        every finished response (all cut responses tie).
+      penalty: reward units.
+      where: words for errors, e.g. "align/raw step 12".
+
+    Returns:
+      float32 `[n]`.
+
+    Raises:
+      ValueError: the reward returned another number of values, or one that is not finite; names the prompt.
+    """
+    rewards = np.asarray(reward(prompts, completions), np.float32)
+    if rewards.shape != (len(prompts),):
+        raise ValueError(f"{where}: the reward returned shape {rewards.shape} for {len(prompts)} completions")
+    bad = np.flatnonzero(~np.isfinite(rewards))
+    if bad.size:
+        i = bad[0]
+        raise ValueError(
+            f"{where}: the reward is {rewards[i]} for prompt {prompts[i][:80]!r}, completion {completions[i][:80]!r} "
+            f"({bad.size} of {rewards.size} are not finite)"
+        )
+    cut = ~np.asarray(ended, bool)
+    if truncated == "penalty":
+        return np.where(cut, rewards - np.float32(penalty), rewards)
+    if truncated == "lowest":
+        return np.where(cut, LOWEST, rewards)
+    return rewards
+
+
+def open_reward(experiment, kind, model_folder):
+    """The reward `f(prompts, completions) -> [n]` called `kind` in the config.
+
+    Args:
+      experiment: an `Experiment`.
+      kind: 'gold' (the data's own), 'learned' (the model in `model_folder`) or 'module:function'.
+      model_folder: a finished folder of stage `reward-model`.
+
+    Raises:
+      ValueError: no such reward, or the data has no gold reward.
+    """
+    if kind == "learned":
+        return learned_reward(experiment, model_folder)
+    if ":" in kind:
+        return python_reward(kind)
+    if kind != "gold":
+        raise ValueError(f"reward is {kind!r}; legal are 'gold', 'learned' and 'module:function'")
+    if experiment.dataset.judge is None:
+        raise ValueError(f"data source {experiment.config.data.name!r} has no gold reward; choose 'learned' or 'module:function'")
+    return experiment.dataset.judge
+
+
+def learned_reward(experiment, folder):
+    """A trained reward model as a function of texts, so that its tokens need not be the policy's.
+
+    Completions of one prompt that stand next to each other share its forward pass.
+    """
+    shapes, shardings = reward_shapes(experiment)
+    variables = checkpoints.load_variables(folder / "variables", checkpoints.abstract(shapes, shardings))
+    apply = jax.jit(functools.partial(heads.reward, experiment.model))
+
+    def reward(prompts, completions):
+        firsts = [i for i in range(len(prompts)) if i == 0 or prompts[i] != prompts[i - 1]]
+        R = len(prompts) // len(firsts)
+        if firsts != list(range(0, len(prompts), R)):
+            firsts, R = list(range(len(prompts))), 1
+        data, tokenizer = experiment.config.data, experiment.tokenizer
+        encoded = encode_prompts(tokenizer, [prompts[i] for i in firsts], data.prompt_tokens, "truncate_left")
+        tokens_NC, mask_NC = encode_responses(tokenizer, completions, data.response_tokens)
+        lengths_BR = mask_NC.sum(1).astype(np.int32).reshape(len(firsts), R)
+        arrays = (encoded.tokens_NS, encoded.lengths_N, tokens_NC.reshape(len(firsts), R, -1), lengths_BR)
+        return meshes.fetch(apply(variables, *meshes.put_batch(experiment.mesh, arrays))).reshape(-1)
+
+    return reward
+
+
+def reward_shapes(experiment):
+    """Shapes of a reward model's variables, and where each lies on the mesh."""
+    shapes = jax.eval_shape(functools.partial(heads.init, experiment.model), jax.random.key(0))
+    return shapes, meshes.param_shardings(experiment.mesh, shapes, logical_axes(shapes))

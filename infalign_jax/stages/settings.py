@@ -1,0 +1,181 @@
+"""What a config may say: every key's legal values, checked before anything is loaded or compiled."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from infalign_jax.core import optimal, procedures
+from infalign_jax.data.dataset import SOURCES
+from infalign_jax.data.tokenize import ON_LONG
+from infalign_jax.data.tokenizer import MODEL_TYPES
+from infalign_jax.stages.align import UNCALIBRATED
+from infalign_jax.stages.reward import TRUNCATED
+
+
+def whole(low):
+    """Integers of at least `low`."""
+    return (lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low), f"an integer of at least {low}"
+
+
+def real(low, high=math.inf, *, open_low=False):
+    """Finite numbers between `low` and `high`; without `low` itself if `open_low`."""
+
+    def legal(v):
+        number = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+        return number and v <= high and (v > low if open_low else v >= low)
+
+    bounds = f"{'above' if open_low else 'of at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
+    return legal, f"a finite number {bounds}"
+
+
+def one_of(*names):
+    """One of some words."""
+    return (lambda v: v in names), "one of " + ", ".join(map(repr, names))
+
+
+def tuple_of(rule):
+    """A sequence whose entries all obey a rule, each given once."""
+    legal, words = rule
+    return (lambda v: isinstance(v, (tuple, list)) and len(set(v)) == len(v) and all(map(legal, v))), f"a tuple of different values, each {words}"
+
+
+def text():
+    """Any string."""
+    return (lambda v: isinstance(v, str)), "a string"
+
+
+def flag():
+    """True or False."""
+    return (lambda v: isinstance(v, bool)), "True or False"
+
+
+_TRAINING = {
+    "steps": whole(1),
+    "batch_size": whole(1),
+    "learning_rate": real(0, open_low=True),
+    "clip_norm": real(0, open_low=True),
+}
+RULES = {
+    "seed": whole(0),
+    "reward": text(),
+    "judge": text(),
+    "workdir": text(),
+    "data": {
+        "name": one_of(*SOURCES),
+        "path": text(),
+        "subset": text(),
+        "train_prompts": whole(0),
+        "test_prompts": whole(0),
+        "demonstrations_per_prompt": whole(1),
+        "preferences_per_prompt": whole(1),
+        "prompt_tokens": whole(2),
+        "response_tokens": whole(2),
+        "long_prompts": one_of(*ON_LONG),
+    },
+    "tokenizer": {"path": text(), "kind": one_of(*MODEL_TYPES), "vocab_size": whole(4)},
+    "model": {
+        "num_layers": whole(1),
+        "embed_dim": whole(1),
+        "num_heads": whole(1),
+        "num_kv_heads": whole(1),
+        "head_dim": whole(2),
+        "mlp_dim": whole(1),
+        "tied_embeddings": flag(),
+        "dtype": one_of("float32", "bfloat16"),
+        "remat": one_of("none", "dots", "layer"),
+    },
+    "mesh": {axis: (lambda v: isinstance(v, int) and (v >= 1 or v == -1), "-1 or an integer of at least 1") for axis in ("data", "fsdp", "tensor")},
+    "sft": _TRAINING,
+    "reward_model": _TRAINING,
+    "sampling": {"temperature": real(0, open_low=True), "truncated": one_of(*TRUNCATED), "penalty": real(0)},
+    "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1)},
+    "align": {
+        "methods": tuple_of(text()),
+        "steps": whole(1),
+        "prompts_per_step": whole(1),
+        "rollouts": whole(2),
+        "learning_rate": real(0, open_low=True),
+        "decay": real(0, 1),
+        "clip_norm": real(0, open_low=True),
+        "target_kl": real(0, open_low=True),
+        "kl_rate": real(0),
+        "kl_warmup": whole(0),
+        "save_every": whole(1),
+        "keep": whole(1),
+    },
+    "evaluate": {
+        "samples": whole(2),
+        "prompts_per_call": whole(1),
+        "best_of": tuple_of(whole(1)),
+        "worst_of": tuple_of(whole(1)),
+        "headline": text(),
+        "curve": tuple_of(real(0, 1.1, open_low=True)),
+        "kl_tolerance": real(0, 1, open_low=True),
+        "show": whole(0),
+    },
+    "log": {"tensorboard": flag()},
+}  # fmt: skip
+
+
+def resolve(config, workdir):
+    """A checked, locked copy of a config with its workdir in it.
+
+    Raises:
+      ValueError: names the first key that is missing, unknown or out of range, its value, and what is legal.
+    """
+    config = ConfigDict(config.to_dict())
+    config.workdir = str(workdir)
+    _check_section(config.to_dict(), RULES, "")
+    _check_names(config)
+    _check_together(config)
+    return config.lock()
+
+
+def _check_section(values, rules, prefix):
+    for key in sorted({*values, *rules}):
+        name = f"config.{prefix}{key}"
+        if key not in rules:
+            raise ValueError(f"{name} is not a key of configs/base.py; {prefix or 'the config'} has {', '.join(sorted(rules))}")
+        if key not in values:
+            raise ValueError(f"{name} is missing; start the recipe from configs/base.py")
+        if isinstance(rules[key], dict):
+            if not isinstance(values[key], dict):
+                raise ValueError(f"{name} is {values[key]!r}; it is a section with the keys {', '.join(sorted(rules[key]))}")
+            _check_section(values[key], rules[key], f"{prefix}{key}.")
+        elif not rules[key][0](values[key]):
+            raise ValueError(f"{name} is {values[key]!r}; it must be {rules[key][1]}")
+
+
+def _check_names(config):
+    """Names that are looked up: rewards, methods, procedures."""
+    for key, legal in (("reward", ("gold", "learned")), ("judge", ("gold", "learned", "none"))):
+        if config[key] not in legal and ":" not in config[key]:
+            raise ValueError(f"config.{key} is {config[key]!r}; legal are {', '.join(map(repr, legal))} and 'module:function'")
+    for method in config.align.methods:
+        if method not in UNCALIBRATED:
+            _named("align.methods", method, optimal.check_name)
+    _named("evaluate.headline", config.evaluate.headline, procedures.from_name)
+
+
+def _named(key, name, parse):
+    try:
+        parse(name)
+    except ValueError as error:
+        raise ValueError(f"config.{key} has {name!r}: {error}; methods without calibration are {', '.join(UNCALIBRATED)}") from error
+
+
+def _check_together(config):
+    """Keys that must fit each other."""
+    section = config.evaluate
+    for key in ("best_of", "worst_of"):
+        for n in section[key]:
+            if n > section.samples:
+                raise ValueError(f"config.evaluate.{key} has {n}, but config.evaluate.samples draws only {section.samples} responses")
+    kind, _, n = procedures.from_name(section.headline).name.rstrip(")").partition("(")
+    if not (kind == "standard" or (kind in ("best_of", "worst_of") and int(n) in section[kind])):
+        raise ValueError(f"config.evaluate.headline is {section.headline!r}; it must be among the procedures evaluated")
+    if config.sampling.truncated == "lowest" and (raw := [m for m in config.align.methods if m in UNCALIBRATED]):
+        raise ValueError(
+            f"config.sampling.truncated is 'lowest' (lowest calibrated reward), and {raw[0]!r} in config.align.methods "
+            "has no calibrated reward; choose 'as_is' or 'penalty'"
+        )

@@ -1,0 +1,72 @@
+"""Stage `sft`: the reference policy, by next-token training on demonstrations."""
+
+import time
+import functools
+
+import jax.numpy as jnp
+
+from infalign_jax.core.masking import masked_mean
+from infalign_jax.models import transformer
+from infalign_jax.sampling.log_probs import token_log_probs
+from infalign_jax.stages.experiment import encode_examples, open_experiment, variable_shardings
+from infalign_jax.training import workdir
+from infalign_jax.training.seeds import key_for
+from infalign_jax.training.supervised import fit, make_supervised_step
+
+
+def response_loss(model, variables, batch):
+    """Mean negative log-likelihood of the response tokens, in nats per token.
+
+    Args:
+      model: `TransformerConfig`.
+      variables: of the policy.
+      batch: prompt_tokens_BS (left-padded), prompt_lengths_B, response_tokens_BC (right-padded), mask_BC.
+
+    Returns:
+      The scalar loss and metrics.
+    """
+    targets_B1C = batch["response_tokens"][:, None]
+    hidden_B1CD = transformer.forward_shared(
+        model, variables, batch["prompt_tokens"], batch["prompt_lengths"], targets_B1C
+    )
+    log_probs_B1C = token_log_probs(model, variables, hidden_B1CD, targets_B1C)
+    loss = -masked_mean(log_probs_B1C[:, 0], batch["mask"])
+    return loss, {"perplexity": jnp.exp(loss), "tokens": jnp.sum(batch["mask"])}
+
+
+def make_step(model, optimizer):
+    """The jitted, donated step `(state, batch) -> (state, metrics)` of this stage."""
+    return make_supervised_step(functools.partial(response_loss, model), optimizer)
+
+
+def run(config):
+    """Trains the reference policy of a config; skips what is done. Returns the stage's numbers."""
+    started = time.monotonic()
+    experiment = open_experiment(config)
+    folder, demonstrations = experiment.workdir / "sft", experiment.dataset.demonstrations
+    if (result := workdir.done(folder)) is not None:
+        return result
+    if not demonstrations:
+        raise ValueError(f"data source {config.data.name!r} has no demonstrations; stage sft needs some")
+    encoded = encode_examples(experiment, [row.prompt for row in demonstrations], [row.response for row in demonstrations])
+    arrays = {
+        "prompt_tokens": encoded.prompt_tokens_NS,
+        "prompt_lengths": encoded.prompt_lengths_N,
+        "response_tokens": encoded.response_tokens_NC,
+        "mask": encoded.mask_NC,
+    }
+    ended_N = ((encoded.response_tokens_NC == experiment.tokenizer.eos_id) & (encoded.mask_NC > 0)).any(1)
+    _, last = fit(
+        functools.partial(make_step, experiment.model),
+        lambda: transformer.init(experiment.model, key_for(config.seed, "sft/init")),
+        variable_shardings(experiment),
+        arrays,
+        mesh=experiment.mesh,
+        section=config.sft,
+        seed=config.seed,
+        name="sft",
+        folder=folder,
+        shown=("loss", "perplexity"),
+        tensorboard=config.log.tensorboard,
+    )
+    return workdir.finish(folder, {"examples": len(ended_N), "truncated": float(1 - ended_N.mean()), **last}, started)
