@@ -124,7 +124,7 @@ def test_builder_alone(folder, tmp_path):
     [
         ([pair(1), '{"chosen": \n'], r"train\.jsonl\.gz:2: the line is not valid JSON"),
         ([{"chosen": "x"}], r"train\.jsonl\.gz:1: the row has no key 'rejected'"),
-        ([{"chosen": 3, "rejected": "x"}], r"train\.jsonl\.gz:1: 'chosen' is a int"),
+        ([{"chosen": 3, "rejected": "x"}], r"train\.jsonl\.gz:1: 'chosen' has type int"),
         ([], r"train\.jsonl\.gz' is empty"),
     ],
 )

@@ -4,6 +4,7 @@ Templates are code from a stranger's folder: they run in Jinja's immutable sandb
 """
 
 import datetime
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def load_template(path):
     Raises ValueError: no such file, no template in it, or a template that does not compile.
     """
     path = pathlib.Path(path)
+    if not path.exists():
+        raise ValueError(f"chat template path {str(path)!r} does not exist")
     folder = path if path.is_dir() else path.parent
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
@@ -98,6 +101,7 @@ def apply_chat_template(template, messages, *, add_generation_prompt=True, now=N
         raise ValueError(f"the chat template cannot write these messages: {error}") from error
 
 
+@functools.lru_cache(maxsize=8)  # compiling takes milliseconds, writing one dialogue microseconds
 def _compile(source, now=None):
     try:
         import jinja2

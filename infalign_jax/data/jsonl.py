@@ -93,7 +93,10 @@ def parse_row(row, where, render):
         prompt, responses["chosen"], responses["rejected"] = _common_prompt(row["chosen"], row["rejected"], where)
     else:
         prompt = row["prompt"]
-    prompt_text = render.prompt(prompt) if isinstance(prompt, list) else prompt
+    try:
+        prompt_text = render.prompt(prompt) if isinstance(prompt, list) else prompt
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if not prompt_text.strip():
         raise ValueError(f"{where}: the prompt is empty")
     after_messages = isinstance(prompt, list)
@@ -110,7 +113,7 @@ def _check_value(value, key, where):
         if not value:
             raise ValueError(f"{where}: {key!r} is an empty list of messages")
     elif not isinstance(value, str):
-        raise ValueError(f"{where}: {key!r} is a {type(value).__name__}; it must be a string or a list of messages")
+        raise ValueError(f"{where}: {key!r} has type {type(value).__name__}; it must be a string or a list of messages")
 
 
 def _is_dialogue(value):

@@ -50,5 +50,5 @@ def read_text(row, key, where):
     if key not in row:
         raise ValueError(f"{where}: the row has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
     if not isinstance(row[key], str):
-        raise ValueError(f"{where}: {key!r} is a {type(row[key]).__name__}; it must be a string")
+        raise ValueError(f"{where}: {key!r} has type {type(row[key]).__name__}; it must be a string")
     return row[key]
