@@ -14,46 +14,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infalign_jax.core.tails import tail_quantiles
 
-def calibrate(rewards, reference_rewards, *, is_sorted=False, reference_mask=None):
+
+def calibrate(rewards, reference_rewards, *, is_sorted=False, tails="flat", reference_mask=None):
     """The calibrated reward Ĉ = (#{k: r_k < r} + ½ #{k: r_k = r}) / K of each reward (CTRL in arXiv 2412.19792).
 
     rewards            [..., R]  raw rewards of responses to one prompt, any real scale, compared as float32.
     reference_rewards  [..., K]  rewards of the reference policy's rollouts for that prompt, K >= 1; leading axes
                                  broadcast against those of `rewards`.
     is_sorted          the rows of `reference_rewards` ascend; then a reward costs O(log K), without a sort.
+    tails              "flat": the rank above. "exponential": linear interpolation between the reference rewards and an
+                       exponential tail beyond the extremes (`tails.tail_quantiles`), for small K or large N.
     reference_mask     [..., K]  1 where the rollout counts, 0 where it failed or is padding: its reward is then never
                                  looked at and may be anything. In sorted rows the masked entries come last. Default:
                                  all count.
 
-    Returns u [..., R], float32 in [0, 1]: multiples of ½/K. It is piecewise constant in both arguments, so its gradient
-    is zero, and is defined as zero. Works under jit, vmap and grad.
+    Returns u [..., R], float32 in [0, 1]: multiples of ½/K for flat tails. They are piecewise constant in both
+    arguments, so the gradient is zero; it is defined as zero for exponential tails too, as calibration is a measurement
+    and not a path for gradients. Works under jit, vmap and grad.
 
-    Raises ValueError for an empty table (or row), for non-finite values and for rows that do not ascend although
+    Raises ValueError for unknown tails, an empty table (or row), non-finite values, and rows that do not ascend though
     `is_sorted`. Traced values cannot be refused: the affected rewards (all of a row with a bad table) come out as NaN.
     """
+    if tails not in QUANTILES:
+        raise ValueError(f"tails must be one of {', '.join(QUANTILES)}, got {tails!r}")
     mask = jnp.ones(jnp.shape(reference_rewards), bool) if reference_mask is None else reference_mask
     check_inputs(rewards, reference_rewards, mask, is_sorted)
     rewards, table = (jax.lax.stop_gradient(jnp.asarray(x, jnp.float32)) for x in (rewards, reference_rewards))
     mask = jnp.broadcast_to(jnp.asarray(mask, bool), table.shape)
-    return _calibrate(rewards, table, mask, is_sorted)
+    return _calibrate(rewards, table, mask, is_sorted, tails)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _calibrate(rewards, table, mask, is_sorted):
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _calibrate(rewards, table, mask, is_sorted, tails):
     def calibrate_row(rewards_R, table_K, mask_K):
         table_K, count, valid = prepare_row(table_K, mask_K, is_sorted)
-        u_R = mid_ranks(rewards_R, table_K) / count
+        u_R = QUANTILES[tails](rewards_R, table_K, count)
         return jnp.where(valid & jnp.isfinite(rewards_R), u_R, jnp.nan)
 
     return jnp.vectorize(calibrate_row, signature="(r),(k),(k)->(r)")(rewards, table, mask)
 
 
-def mid_ranks(rewards_R, table_K):
-    """#{k: r_k < r} + ½ #{k: r_k = r} for ascending `table_K` (padding: +inf), as float32; O(log K) each."""
+def rank_quantiles(rewards_R, table_K, count):
+    """(#{k: r_k < r} + ½ #{k: r_k = r}) / count for ascending `table_K` (padding: +inf); O(log K) each."""
     below_R = jnp.searchsorted(table_K, rewards_R, side="left", method="scan")
     up_to_R = jnp.searchsorted(table_K, rewards_R, side="right", method="scan")
-    return 0.5 * (below_R + up_to_R).astype(jnp.float32)
+    return 0.5 * (below_R + up_to_R).astype(jnp.float32) / count
+
+
+QUANTILES = {"flat": rank_quantiles, "exponential": tail_quantiles}
 
 
 def prepare_row(table_K, mask_K, is_sorted):
