@@ -157,7 +157,8 @@ def write(evaluation, folder):
 
 @pytest.fixture(scope="module")
 def evaluation():
-    return fake_evaluation(["raw", "identity", "exponential(10)"])
+    whole = fake_evaluation(["raw", "identity", "exponential(10)"])
+    return whole._replace(frontier=[row for row in whole.frontier if row["n"] in (1, 4)])
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,7 @@ def test_hostile_text_is_only_text(hostile_page):
         assert name not in ("src", "srcset", "action", "srcdoc")
         assert name not in ("href", "xlink:href") or value.startswith("#")
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", hostile_page))
-    shown = HOSTILE.replace("\x00", "␀").replace("\x1b", "␛")
+    shown = HOSTILE.replace("\x00", "␀").replace("\x1b", "␛").replace("\u202e", "⟨U+202E⟩")
     for where in (
         shown,
         shown + "?",

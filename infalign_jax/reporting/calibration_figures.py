@@ -31,8 +31,8 @@ def kl_by_group(evaluation):
         name="kl_by_group",
         title="Where the KL goes: KL spent on each group of prompts",
         caption=f"KL from the reference in nats per sequence, by prompt group, for policies meant to spend {target:g} "
-        "on average (dotted line). Left: one dot a group, ± standard error, and the ratio of the largest to the smallest. "
-        "Right: the numbers, blue below the target and orange above.",
+        "on average (dotted line). Left: one dot a group, ± standard error, and the ratio of the largest to the "
+        "smallest. Right: the numbers, blue below the target and orange above.",
         panels=panels,
         columns=len(panels),
     )
@@ -83,6 +83,8 @@ def _strips(axes, rows, methods, target):
         1.03, -0.62, "max/min", transform=axes.get_yaxis_transform(), va="bottom", fontsize=8.5, color=style.MUTED
     )
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, target / 3), max(high, target * 3))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

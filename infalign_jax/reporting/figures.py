@@ -249,7 +249,9 @@ def _profile(axes, evaluation, judge, methods):
                 [place for place, _ in line], [row["win_rate"] for _, row in line], color=look.color, linewidth=1.4
             )
             ends[method] = (line[-1][0], line[-1][1]["win_rate"])
-    axes.set_xticks(range(len(keys)), [records.procedure_title(key).replace("-of-", "\nof ") for key in keys])
+    axes.set_xticks(
+        range(len(keys)), [records.procedure_title(key).replace("-of-", "\nof ") for key in keys], fontsize=8
+    )
     axes.set_xlim(-0.3, len(keys) - 0.75)
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("win rate over the reference")
