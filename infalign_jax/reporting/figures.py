@@ -142,6 +142,7 @@ def _points(axes, evaluation, key, judge, methods):
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set(color=methods[row["method"]].color, fontweight="bold")
     axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.xaxis.get_major_locator().set_params(nbins=5)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_title(f"At KL {evaluation.summary['target_kl']:g} nats")
