@@ -68,7 +68,7 @@ class Progress:
         if not self.quiet and self.stream.isatty():
             from tqdm import tqdm
 
-            layout = "{desc} {percentage:3.0f}% ▕{bar:16}▏ {n_fmt}/{total_fmt} · {elapsed} < {remaining}{postfix}"
+            layout = "{desc} {percentage:3.0f}% ▕{bar:12}▏ {n_fmt}/{total_fmt} · {elapsed} < {remaining}{postfix}"
             self.bar = tqdm(
                 total=self.total,
                 initial=self.start,
@@ -84,8 +84,7 @@ class Progress:
         """Reports that `step` steps of `total` are done, with the latest numbers."""
         self.step, self.numbers = step, numbers or self.numbers
         if self.bar is not None:
-            text = describe(self.numbers)
-            self.bar.set_postfix_str(f"· {text}" if text else "", refresh=False)
+            self.bar.set_postfix_str(describe(self.numbers), refresh=False)
             self.bar.update(step - self.bar.n)
         elif not self.quiet and (self.printed is None or step >= self.total or self._due()):
             self._print_line()
