@@ -80,7 +80,7 @@ def test_source_reads_pairs_and_drops_quirks_aloud(folder, tmp_path, caplog):
     assert sorted("Question 50" in row.prompt for row in data.held_out_preferences) == [False, True]
     assert len(data.held_out_preferences) == len(data.test_prompts) == 2
     said = " ".join(record.getMessage() for record in caplog.records)
-    assert "5 of 15 pairs dropped (2 empty response, 1 equal responses, 1 no assistant turn, 1 prompts differ)" in said
+    assert "5 of 15 rows dropped (2 empty response, 1 equal responses, 1 no assistant turn, 1 prompts differ)" in said
     assert "1 of 3 test rows were left out" in said
 
 
@@ -90,7 +90,7 @@ def test_second_load_reads_the_cache_and_says_the_counts_again(folder, tmp_path,
     caplog.clear()
     second = load(folder, tmp_path)
     assert second.preferences == first.preferences and second.train_prompts == first.train_prompts
-    assert "5 of 15 pairs dropped" in caplog.text
+    assert "5 of 15 rows dropped" in caplog.text
     assert (
         prepared and {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*.array_record*")} == prepared
     )
@@ -215,7 +215,7 @@ def test_tensorflow_is_not_imported(folder, tmp_path):
 @pytest.mark.skipif(not (REAL / "harmless-base").is_dir(), reason="no real HH-RLHF files at hand (INFALIGN_HH_PATH)")
 def test_real_files(tmp_path):
     data = load(REAL, tmp_path)
-    builder = anthropic_hh.prepare(str(REAL), "harmless_base", str(tmp_path / "c"))
+    builder = anthropic_hh.prepare_hh(str(REAL), "harmless_base", str(tmp_path / "c"))
     counts = builder.info.metadata["train"]
     kept = counts["rows"] - sum(count for reason, count in counts.items() if reason != "rows")
     assert (

@@ -1,14 +1,8 @@
 """The `anthropic_hh` source: HH-RLHF pairs, prepared once by the TFDS builder and read back from its cache."""
 
-import hashlib
-import pathlib
-
-from absl import logging
-
 from infalign_jax.data.dataset import Preference, require_count
+from infalign_jax.data.prepared import prepare, read_split
 from infalign_jax.data.split import assemble, require_fraction
-
-DEFAULT_CACHE = "~/tensorflow_datasets"
 
 
 def load(*, path, seed, subset, cache_dir, train_prompts, test_prompts, judge_fraction):
@@ -39,50 +33,18 @@ def load(*, path, seed, subset, cache_dir, train_prompts, test_prompts, judge_fr
         "test_prompts": require_count("test_prompts", test_prompts),
     }
     judge_fraction = require_fraction("judge_fraction", judge_fraction)
-    builder = prepare(path, subset, cache_dir)
+    builder = prepare_hh(path, subset, cache_dir)
     train, test = _read(builder, "train"), _read(builder, "test")
     return assemble(train, test, judge_fraction=judge_fraction, seed=seed, **limits)
 
 
-def prepare(path, config, cache_dir):
-    """The prepared builder, built at the first call; the cache folder is named after the content of the source
-    files.
-    """
-    import tensorflow_datasets as tfds
-
+def prepare_hh(path, subset, cache_dir):
+    """The prepared `AnthropicHh` builder of a subset; see `prepared.prepare`."""
     from infalign_jax.data import hh_builder
 
-    data_dir = pathlib.Path(cache_dir or DEFAULT_CACHE).expanduser() / _fingerprint(path, config)
-    builder = hh_builder.AnthropicHh(path=str(path), config=config, data_dir=str(data_dir), file_format="array_record")
-    tfds.disable_progress_bar()
-    builder.download_and_prepare()
-    for split, counts in builder.info.metadata.items():
-        dropped = {reason: count for reason, count in counts.items() if reason != "rows"}
-        if dropped:
-            reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(dropped.items()))
-            logging.warning(
-                "anthropic_hh/%s %s: %d of %d pairs dropped (%s)",
-                config,
-                split,
-                sum(dropped.values()),
-                counts["rows"],
-                reasons,
-            )
-    return builder
-
-
-def _fingerprint(path, config):
-    if not path:
-        return "anthropic_hh_official"
-    from infalign_jax.data import hh_builder
-
-    digest = hashlib.sha256()
-    for split in ("train", "test"):
-        digest.update(hashlib.sha256(hh_builder.local_file(path, config, split).read_bytes()).digest())
-    return f"anthropic_hh_{digest.hexdigest()[:16]}"
+    files = [hh_builder.local_file(path, subset, split) for split in ("train", "test")] if path else []
+    return prepare(hh_builder.AnthropicHh, path=path, config=subset, cache_dir=cache_dir, files=files)
 
 
 def _read(builder, split):
-    source = builder.as_data_source(split=split)
-    rows = (source[index] for index in range(len(source)))
-    return [Preference(*(row[key].decode() for key in ("prompt", "chosen", "rejected"))) for row in rows]
+    return [Preference(*row) for row in read_split(builder, split, ("prompt", "chosen", "rejected"))]

@@ -52,7 +52,10 @@ def encode_prompts(tokenizer, texts, max_tokens, on_long="error"):
     max_tokens = require_count("max prompt tokens", max_tokens, len(bos) + 1)
     if on_long not in ON_LONG:
         raise ValueError(f"on_long is {on_long!r}; it is one of {', '.join(ON_LONG)}")
-    rows = [bos + ids for ids in tokenizer.encode_batch(list(texts))]
+    rows = tokenizer.encode_batch(list(texts))
+    rows = [
+        ids if bos and ids[:1] == bos else bos + ids for ids in rows
+    ]  # a chat template may have written its own BOS
     for index, row in enumerate(rows):
         if not row:
             raise ValueError(f"prompt {index} is empty; a prompt needs at least one token")

@@ -1,4 +1,4 @@
-"""Tokenisers: one small protocol, SentencePiece behind it (trained in process or loaded from a `.model`)."""
+"""Tokenisers: one small protocol, SentencePiece or a Hugging Face `tokenizer.json` behind it."""
 
 import io
 import pathlib
@@ -6,6 +6,7 @@ from typing import Protocol
 
 import sentencepiece
 
+from infalign_jax.data import hf_tokenizer
 from infalign_jax.data.dataset import require_count
 
 MODEL_TYPES = ("word", "bpe", "unigram")
@@ -144,8 +145,14 @@ def train_sentencepiece(texts, *, model_type, vocab_size):
 
 
 def load(path):
-    """The tokeniser in a `.model` file or in a folder with `tokenizer.model`; ValueError where there is none."""
+    """The tokeniser of a file (SentencePiece `.model`, HF `tokenizer.json`) or of a folder that holds one.
+
+    A folder with both is read by its `tokenizer.json`, which also knows the added tokens of chat models. Raises
+    ValueError where there is none, or where it cannot be used.
+    """
     path = pathlib.Path(path)
+    if path.suffix == ".json" or (path / hf_tokenizer.TOKENIZER_FILE).is_file():
+        return hf_tokenizer.HFTokenizer.from_folder(path.parent if path.suffix == ".json" else path)
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         raise ValueError(
