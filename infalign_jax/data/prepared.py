@@ -1,6 +1,8 @@
 """Prepared TFDS datasets without TensorFlow: where they are cached, what they dropped, how they are read back."""
 
+import contextlib
 import hashlib
+import io
 import pathlib
 
 from absl import logging
@@ -24,7 +26,8 @@ def prepare(builder_class, *, path, config, cache_dir, files):
     data_dir = pathlib.Path(cache_dir or DEFAULT_CACHE).expanduser() / folder
     builder = builder_class(path=str(path), config=config, data_dir=str(data_dir), file_format="array_record")
     tfds.disable_progress_bar()
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download of unknown size, even of local files
+        builder.download_and_prepare()
     for split, counts in builder.info.metadata.items():
         dropped = {reason: count for reason, count in counts.items() if reason != "rows"}
         if dropped:
