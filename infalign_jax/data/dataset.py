@@ -47,7 +47,7 @@ class Prompt:
 class Dataset:
     """Everything the stages read; a list that a source cannot fill is empty, and the stage that needs it says so.
 
-    `judge_preferences` share no pair with `preferences`: a second reward model trained on them is an independent judge.
+    `judge_preferences` are other comparisons than `preferences`: a reward model of them is an independent judge.
     `judge` is a gold reward `f(prompts, completions) -> float32 [n]` where one exists, else None.
     """
 
