@@ -32,6 +32,6 @@ def lookup(u, grid_M, values_M):
     """φ(u) by linear interpolation between its values on the grid, constant beyond its ends; O(log M) each, inside jit.
 
     u [...] in [0, 1], grid_M ascending, values_M = φ(grid_M), float32. At a point of the grid, hence always for flat
-    tables, it is the tabulated value, up to the rounding of u. NaN stays NaN. The gradient is zero, like that of calibration.
+    tables, it is the tabulated value, up to the rounding of u. NaN stays NaN. The gradient is zero, as for u.
     """
     return jax.lax.stop_gradient(jnp.interp(u, grid_M, values_M))
