@@ -31,6 +31,9 @@ TEST = [
     "nbmake>=1.5",  # the notebooks are tests
     "ipykernel>=6.29",
     "ruff>=0.6",
+    "jinja2>=3.1",  # chat templates
+    "tokenizers>=0.20",  # tokenizer.json
+    "safetensors>=0.6",  # HF folders
 ]
 EXTRAS = {
     "test": TEST,

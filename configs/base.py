@@ -13,11 +13,16 @@ def get_config():
     config.judge = "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), 'none'
 
     config.data = ConfigDict()
-    config.data.name = "synthetic"  # 'synthetic', 'anthropic_hh', 'jsonl'
+    config.data.name = "synthetic"  # 'synthetic', 'anthropic_hh', 'tldr', 'jsonl'
     config.data.path = ""  # folder or file of the data; '' for data that is generated or downloaded
+    config.data.cache_dir = ""  # where TFDS keeps prepared data; '' is ~/tensorflow_datasets
     config.data.subset = "harmless_base"  # anthropic_hh only: helpful_base, helpful_online, helpful_rejection_sampled, harmless_base
     config.data.train_prompts = 0  # prompts to calibrate and align on; 0 keeps all (the synthetic task always keeps all)
     config.data.test_prompts = 64  # held-out prompts to evaluate on; 0 keeps all
+    config.data.test_fraction = 0.1  # jsonl only: share of the prompts that is held out
+    config.data.judge_fraction = 0.5  # share of the preference pairs kept for the judge, not seen by the reward model
+    config.data.group_column = ""  # jsonl only: column whose value groups prompts in the report
+    config.data.chat_template = ""  # jsonl only: Jinja file that turns {role, content} lists into text
     config.data.demonstrations_per_prompt = 40  # synthetic only
     config.data.preferences_per_prompt = 20  # synthetic only
     config.data.prompt_tokens = 8  # prompt slots, begin-of-sequence token included
@@ -64,6 +69,7 @@ def get_config():
 
     config.calibrate = ConfigDict()
     config.calibrate.rollouts = 64  # K, reference rollouts per training prompt
+    config.calibrate.tails = "flat"  # u beyond the extremes of the K rollouts: 'flat' (ranks) or 'exponential' (fitted tails)
     config.calibrate.prompts_per_call = 136  # prompts sampled at once; a part file is saved after each call
 
     config.align = ConfigDict()
@@ -75,6 +81,7 @@ def get_config():
     config.align.decay = 1 / 3  # fraction of the steps over which the learning rate falls to 0
     config.align.clip_norm = 5.0  # global gradient norm
     config.align.target_kl = 0.5  # nats per sequence between policy and reference
+    config.align.kl_margin = 1.15  # training aims at target_kl times this, so that equal KL is reached by interpolation
     config.align.kl_rate = 0.15  # gain of the beta controller; 0 keeps the closed-form beta
     config.align.kl_warmup = 20  # steps before the controller starts
     config.align.save_every = 50  # steps between checkpoints

@@ -1,5 +1,7 @@
 """Confidence intervals for a mean over prompts, or over prompts and training seeds, by resampling (host, float64)."""
 
+import functools
+
 import numpy as np
 
 
@@ -31,18 +33,22 @@ def mean_interval(values, *, seed=0, confidence=0.95, resamples=4000):
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}")
     mean = values_SP.mean()
-    rng = np.random.default_rng(seed)
     effects = [values_SP.mean(axis) - mean for axis in (0, 1) if values_SP.shape[1 - axis] > 1]
-    deviation = sum(_resampled_means(rng, effect, resamples) for effect in effects)
+    deviation = sum(_resampled_means(seed, purpose, effect, resamples) for purpose, effect in enumerate(effects))
     tail = (1 - confidence) / 2
     low, high = np.quantile(deviation, [tail, 1 - tail]) * _student_over_normal(effects, tail)
     return float(mean), float(mean + low), float(mean + high)
 
 
-def _resampled_means(rng, effect, resamples):
+def _resampled_means(seed, purpose, effect, resamples):
     n = len(effect)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-    return counts @ effect / n * np.sqrt(n / (n - 1))
+    return _resampled_counts(seed, purpose, n, resamples) @ effect / n * np.sqrt(n / (n - 1))
+
+
+@functools.lru_cache(maxsize=4)
+def _resampled_counts(seed, purpose, n, resamples):
+    """How often each of n units is in each resample, `[resamples, n]`: one evaluation asks for the same hundreds of times."""
+    return np.random.default_rng([seed, purpose]).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 
 def _student_over_normal(effects, tail):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infalign_jax.core import lookup as lookups
 from infalign_jax.core import optimal, transforms
 from infalign_jax.core.advantages import group_standardize
 from infalign_jax.core.calibration import calibrate
@@ -38,13 +39,15 @@ UNCALIBRATED = ("raw", "raw_group_std")
 class Shaping(NamedTuple):
     """How a method turns rewards into scores. All of it is data, so that one compiled step serves every method.
 
-    phi_M: float32, the transform at equally spaced u in [0, 1] (2K + 1 values: exactly the possible calibrated rewards).
+    grid_M: float32, ascending u in [0, 1]; for a flat table the 2K + 1 possible calibrated rewards.
+    phi_M: float32, the transform there.
     raw: 1.0 scores with `reward / reward_scale` instead of `phi(u)`.
     reward_scale: reward units; the standard deviation of all reference rewards.
     group_std: 1.0 divides each prompt's centred scores by their standard deviation (GRPO).
     loss_scale: multiplies the loss; 1 / max(beta, 1) keeps a large starting beta from blowing up the gradient.
     """
 
+    grid_M: jax.Array
     phi_M: jax.Array
     raw: jax.Array
     reward_scale: jax.Array
@@ -52,15 +55,15 @@ class Shaping(NamedTuple):
     loss_scale: jax.Array
 
 
-def shape_rewards(rewards_BR, reference_rewards_BK, shaping):
+def shape_rewards(rewards_BR, reference_rewards_BK, shaping, tails):
     """Calibrate, transform: rewards to (scores_BR, u_BR), inside jit."""
-    u_BR = calibrate(rewards_BR, reference_rewards_BK, is_sorted=True)
-    grid_M = jnp.linspace(0.0, 1.0, shaping.phi_M.shape[0])
-    scores_BR = jnp.where(shaping.raw > 0, rewards_BR / shaping.reward_scale, jnp.interp(u_BR, grid_M, shaping.phi_M))
+    u_BR = calibrate(rewards_BR, reference_rewards_BK, is_sorted=True, tails=tails)
+    phi_BR = lookups.lookup(u_BR, shaping.grid_M, shaping.phi_M)
+    scores_BR = jnp.where(shaping.raw > 0, rewards_BR / shaping.reward_scale, phi_BR)
     return jnp.where(shaping.group_std > 0, group_standardize(scores_BR), scores_BR), u_BR
 
 
-def objective(model, variables, reference_variables, batch, shaping, beta):
+def objective(model, variables, reference_variables, batch, shaping, beta, tails="flat"):
     """The surrogate loss of one batch of on-policy rollouts, and its metrics.
 
     Args:
@@ -70,6 +73,7 @@ def objective(model, variables, reference_variables, batch, shaping, beta):
       batch: prompt_tokens [B,S], prompt_lengths [B], tokens [B,R,C], mask [B,R,C], rewards [B,R], table [B,K].
       shaping: `Shaping`.
       beta: score units per nat.
+      tails: how rewards beyond the table's extremes are calibrated, as in `calibrate`.
     """
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["tokens"]
     hidden_BRCD = transformer.forward_shared(model, variables, *prompt)
@@ -78,7 +82,7 @@ def objective(model, variables, reference_variables, batch, shaping, beta):
         model, variables, reference_variables, hidden_BRCD, reference_BRCD, batch["tokens"]
     )
     mask_BRC = batch["mask"]
-    scores_BR, u_BR = shape_rewards(batch["rewards"], batch["table"], shaping)
+    scores_BR, u_BR = shape_rewards(batch["rewards"], batch["table"], shaping, tails)
     log_ratios_BR = masked_sum(log_probs_BRC - reference_log_probs_BRC, mask_BRC)
     returns_BR = regularized_return(scores_BR, log_ratios_BR, beta)
     loss = shaping.loss_scale * policy_gradient_loss(log_probs_BRC, mask_BRC, returns_BR)
@@ -94,7 +98,7 @@ def objective(model, variables, reference_variables, batch, shaping, beta):
     }
 
 
-def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup):
+def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat"):
     """The jitted step `(state, reference_variables, batch, shaping) -> (state, metrics)`; the state is donated.
 
     Everything between reward and update happens inside it: calibration, transform, leave-one-out advantage, gradient,
@@ -106,7 +110,7 @@ def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup):
         beta = jnp.exp(state.log_beta)
 
         def loss_fn(variables):
-            return objective(model, variables, reference_variables, batch, shaping, beta)
+            return objective(model, variables, reference_variables, batch, shaping, beta, tails)
 
         gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.variables)
         rate = jnp.where(state.step >= kl_warmup, kl_rate, 0.0)
@@ -117,7 +121,7 @@ def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup):
     return step
 
 
-def method_shaping(method, table_PK, target_kl):
+def method_shaping(method, table_PK, target_kl, tails="flat"):
     """The `Shaping` of a method, and the beta it starts from.
 
     Calibrated methods start from the closed form of their transform for a table of K rollouts; uncalibrated ones from
@@ -127,16 +131,18 @@ def method_shaping(method, table_PK, target_kl):
       ValueError: unknown method.
     """
     K = table_PK.shape[1]
+    grid_M = lookups.grid(K, tails)
     if method in UNCALIBRATED:
         scores_PK = table_PK / table_PK.std()
         if method == "raw_group_std":
             scores_PK = np.asarray(group_standardize(jnp.asarray(scores_PK)))
-        phi_M, beta = np.zeros(2 * K + 1, np.float32), beta_from_samples(scores_PK, target_kl)
+        phi_M, beta = np.zeros_like(grid_M), beta_from_samples(scores_PK, target_kl)
     else:
-        phi, beta = optimal.resolve(method, kl=target_kl, calibration_samples=K)
-        phi_M = transforms.tabulate(phi, K)
+        # Fitted tails calibrate nearly as exact quantiles do; ranks in a table of K follow the law of such tables.
+        phi, beta = optimal.resolve(method, kl=target_kl, calibration_samples=K if tails == "flat" else None)
+        phi_M = transforms.tabulate(phi, K) if tails == "flat" else phi(grid_M)
     raw = method in UNCALIBRATED
-    values = (phi_M, raw, table_PK.std() if raw else 1.0, method == "raw_group_std", 1.0 / max(beta, 1.0))
+    values = (grid_M, phi_M, raw, table_PK.std() if raw else 1.0, method == "raw_group_std", 1.0 / max(beta, 1.0))
     return Shaping(*(np.asarray(value, np.float32) for value in values)), beta
 
 
@@ -151,7 +157,12 @@ def run(config):
     schedule = constant_then_linear(section.learning_rate, section.steps, section.decay)
     optimizer = adam(schedule, section.clip_norm)
     step_fn = make_step(
-        experiment.model, optimizer, target_kl=section.target_kl, kl_rate=section.kl_rate, kl_warmup=section.kl_warmup
+        experiment.model,
+        optimizer,
+        target_kl=section.target_kl * section.kl_margin,
+        kl_rate=section.kl_rate,
+        kl_warmup=section.kl_warmup,
+        tails=config.calibrate.tails,
     )
     return {
         method: _align(experiment, method, prompts, table.rewards_PK, reward, reference, optimizer, step_fn)
@@ -165,7 +176,7 @@ def _align(experiment, method, prompts, table_PK, reward, reference, optimizer, 
     if (result := workdir.done(folder)) is not None:
         return result
     section, mesh = config.align, experiment.mesh
-    shaping, beta = method_shaping(method, table_PK, section.target_kl)
+    shaping, beta = method_shaping(method, table_PK, section.target_kl * section.kl_margin, config.calibrate.tails)
     shaping = jax.device_put(shaping, replicated(mesh))
     batches = make_batches(len(prompts.texts), section.prompts_per_step, config.seed, "align")
 

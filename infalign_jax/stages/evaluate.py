@@ -6,12 +6,11 @@ import platform
 
 import jax
 import numpy as np
-from absl import logging
 
 from infalign_jax.core import bootstrap, optimal, procedures, theory, transforms
 from infalign_jax.core.calibration import calibrate
 from infalign_jax.core.winrate import win_rate_per_prompt
-from infalign_jax.reporting import html, tables
+from infalign_jax.reporting import figures, html, records, tables
 from infalign_jax.reporting.progress import Progress
 from infalign_jax.stages.align import UNCALIBRATED, method_folder
 from infalign_jax.stages.calibrate import load_table
@@ -21,7 +20,6 @@ from infalign_jax.stages.reward import open_reward, score
 from infalign_jax.training import workdir
 
 HELD_OUT = 16  # fresh reference rollouts per training prompt that test the calibration table
-BINS = 20  # of the reliability histogram
 
 
 def run(config):
@@ -38,6 +36,7 @@ def run(config):
     reference = load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
     step = make_step(experiment, reference, prompts, open_judges(experiment))
     base, curves = step(reference, "evaluate/reference", 0.0), {}
+    start = step(reference, "evaluate/policy", 0.0)  # every curve begins here: no KL, and a win rate of about one half
     with Progress(len(config.align.methods), "evaluate") as bar:
         for count, method in enumerate(config.align.methods):
             policy = load_policy_variables(experiment, method_folder(experiment.workdir, method) / "variables")
@@ -46,10 +45,11 @@ def run(config):
                 return step(interpolate(reference, policy, np.float32(alpha)), "evaluate/policy", alpha)
 
             at_target = at_equal_kl(measure, config.align.target_kl, section.kl_tolerance)
-            curves[method] = [*(measure(alpha) for alpha in section.curve), *at_target]
+            curves[method] = [start, *(measure(alpha) for alpha in section.curve), *at_target]
             bar.update(count + 1, {"kl": at_target[-1].kl_P.mean(), "weight": at_target[-1].alpha})
+    table_size = config.calibrate.rollouts if config.calibrate.tails == "flat" else None
     files = {
-        "results": _rows(config, {method: curve[-1:] for method, curve in curves.items()}, base),
+        "results": _rows(config, {method: curve[-1:] for method, curve in curves.items()}, base, table_size),
         "frontier": _rows(config, curves, base),
         "comparisons": _comparisons(config, curves, base),
         "theory": _theory(config, max(m.kl_P.mean() for curve in curves.values() for m in curve)),
@@ -60,9 +60,10 @@ def run(config):
     }
     for name, value in files.items():
         workdir.write_json(folder / f"{name}.json", value)
-    print(tables.win_rates(files["results"]), tables.differences(files["comparisons"]), sep="\n\n")
+    shown = [row for row in files["comparisons"] if _is_headline(row, files["summary"]["headline"])]
     report = html.write_report(folder)
-    logging.info("report: %s", report)
+    figures.save(figures.pictures(records.read(folder)), folder / "figures")
+    print(tables.win_rates(files["results"]), tables.differences(shown), f"report: {report}", sep="\n\n")
     return workdir.finish(folder, {"asked": asked, "report": str(report)}, started)
 
 
@@ -82,49 +83,42 @@ def evaluated_procedures(section):
     return rows + [("worst_of", n, procedures.worst_of(n)) for n in section.worst_of]
 
 
-def _rows(config, curves, base):
-    """One row per method, measurement, procedure and judge."""
+def _rows(config, curves, base, table_size=None):
+    """One row per method, measurement, procedure and judge; with a table size, also what theory predicts for such tables."""
     rows = []
     for method, curve in curves.items():
         for measurement in curve:
-            kl, low, high = bootstrap.mean_interval(measurement.kl_P, seed=config.seed)
+            kl_P = measurement.kl_P
+            shared = {
+                "method": method,
+                "alpha": measurement.alpha,
+                "kl": float(kl_P.mean()),
+                "kl_se": float(kl_P.std(ddof=1) / len(kl_P) ** 0.5),
+                "truncated": float(1.0 - measurement.ended_PM.mean()),
+            }
             for kind, n, procedure in evaluated_procedures(config.evaluate):
+                predicted = {"theory": theory_at(method, procedure, shared["kl"])}
+                if table_size is not None:
+                    predicted["theory_table"] = theory_at(method, procedure, shared["kl"], table_size)
                 for judge, rewards_PM in measurement.rewards.items():
                     per_prompt = win_rate_per_prompt(procedure, rewards_PM, base.rewards[judge])
                     value, low, high = bootstrap.mean_interval(per_prompt, seed=config.seed)
-                    rows.append(
-                        {
-                            "method": method,
-                            "procedure": kind,
-                            "n": n,
-                            "judge": judge,
-                            "alpha": measurement.alpha,
-                            "kl": kl,
-                            "kl_se": float(measurement.kl_P.std(ddof=1) / len(measurement.kl_P) ** 0.5),
-                            "win_rate": value,
-                            "low": max(low, 0.0),
-                            "high": min(high, 1.0),
-                            "truncated": float(1.0 - measurement.ended_PM.mean()),
-                            **_predictions(config, method, procedure, kl, judge),
-                        }
-                    )
+                    win = {"win_rate": value, "low": max(low, 0.0), "high": min(high, 1.0)}
+                    # Theory is about the reward that was trained on; the gold judge may be the same one.
+                    known = judge == "train" or config.judge == config.reward
+                    said = predicted if known else dict.fromkeys(predicted)
+                    rows.append({**shared, "procedure": kind, "n": n, "judge": judge, **win, **said})
     return rows
 
 
-def _predictions(config, method, procedure, kl, judge):
-    """What theory says of the training reward: with exact calibration, and with this run's tables of K rollouts.
-
-    The gold judge is predicted too when it is the training reward.
-    """
-    if method in UNCALIBRATED or (judge == "gold" and config.judge != config.reward):
-        return {"theory": None, "theory_table": None}
-    K = config.calibrate.rollouts
-    exact, beta = optimal.resolve(method, kl=kl)
-    tabulated, table_beta = optimal.resolve(method, kl=kl, calibration_samples=K)
-    return {
-        "theory": theory.win_rate(procedure, exact, beta),
-        "theory_table": theory.win_rate(procedure, tabulated, table_beta, calibration_samples=K),
-    }
+def theory_at(method, procedure, kl, calibration_samples=None):
+    """Win rate of a method's exact optimum at this KL, for exact calibration or for tables of K rollouts; None without one."""
+    if method in UNCALIBRATED:
+        return None
+    if kl < 1e-6:
+        return 0.5
+    phi, beta = optimal.resolve(method, kl=kl, calibration_samples=calibration_samples)
+    return theory.win_rate(procedure, phi, beta, calibration_samples)
 
 
 def _comparisons(config, curves, base):
@@ -143,6 +137,11 @@ def _comparisons(config, curves, base):
                         row = {"method": method, "baseline": baseline, "procedure": kind, "n": n, "judge": judge}
                         rows.append({**row, "difference": value, "low": low, "high": high})
     return rows
+
+
+def _is_headline(row, headline):
+    """The differences a terminal shows: the headline procedure and judge, each pair once, the better method first."""
+    return row["difference"] > 0 and all(row[key] == headline[key] for key in ("procedure", "n", "judge"))
 
 
 def _theory(config, max_kl):
@@ -187,18 +186,24 @@ def _reliability(experiment, table, reference):
             where="evaluate, calibration",
         )  # fmt: skip
         parts.append(rewards.reshape(-1, HELD_OUT)[: P - first])
-    u_PR = np.asarray(calibrate(np.concatenate(parts), table.rewards_PK, is_sorted=True))
-    edges = np.linspace(0.0, 1.0, BINS + 1)
+    u_PR = np.asarray(calibrate(np.concatenate(parts), table.rewards_PK, is_sorted=True, tails=config.calibrate.tails))
+    edges = _equal_bins(config.calibrate.rollouts)
     groups = np.array(prompts.groups)
     counts = {group: np.histogram(u_PR[groups == group], edges)[0].tolist() for group in dict.fromkeys(prompts.groups)}
     return {
         "bins": edges.tolist(),
         "counts_by_group": counts,
         "counts": np.histogram(u_PR, edges)[0].tolist(),
-        "expected": u_PR.size / BINS,
+        "expected": u_PR.size / (len(edges) - 1),
         "note": f"{HELD_OUT} fresh reference rollouts per training prompt, calibrated with the stored table",
         "K": config.calibrate.rollouts,
     }
+
+
+def _equal_bins(K):
+    """Edges of at most 20 bins that hold equally many of the K + 1 values 0, 1/K ... 1 where K + 1 has such a divisor."""
+    bins = max((b for b in range(5, 21) if (K + 1) % b == 0), default=min(10, K + 1))
+    return np.clip((np.arange(bins + 1) * (K + 1) / bins - 0.5) / K, 0.0, 1.0)
 
 
 def _samples(config, curves, base, prompts):

@@ -5,6 +5,7 @@ import math
 from ml_collections import ConfigDict
 
 from infalign_jax.core import optimal, procedures
+from infalign_jax.core.calibration import QUANTILES
 from infalign_jax.data.dataset import SOURCES
 from infalign_jax.data.tokenize import ON_LONG
 from infalign_jax.data.tokenizer import MODEL_TYPES
@@ -63,7 +64,12 @@ RULES = {
     "data": {
         "name": one_of(*SOURCES),
         "path": text(),
+        "cache_dir": text(),
         "subset": text(),
+        "test_fraction": real(0, 1),
+        "judge_fraction": real(0, 1),
+        "group_column": text(),
+        "chat_template": text(),
         "train_prompts": whole(0),
         "test_prompts": whole(0),
         "demonstrations_per_prompt": whole(1),
@@ -88,7 +94,7 @@ RULES = {
     "sft": _TRAINING,
     "reward_model": _TRAINING,
     "sampling": {"temperature": real(0, open_low=True), "truncated": one_of(*TRUNCATED), "penalty": real(0)},
-    "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1)},
+    "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES)},
     "align": {
         "methods": tuple_of(text()),
         "steps": whole(1),
@@ -98,6 +104,7 @@ RULES = {
         "decay": real(0, 1),
         "clip_norm": real(0, open_low=True),
         "target_kl": real(0, open_low=True),
+        "kl_margin": real(0.5, 2),
         "kl_rate": real(0),
         "kl_warmup": whole(0),
         "save_every": whole(1),
@@ -153,7 +160,7 @@ def _check_names(config):
             raise ValueError(f"config.{key} is {config[key]!r}; legal are {', '.join(map(repr, legal))} and 'module:function'")
     for method in config.align.methods:
         if method not in UNCALIBRATED:
-            _named("align.methods", method, optimal.check_name)
+            _named("align.methods", method, lambda name: optimal.resolve(name, kl=config.align.target_kl, calibration_samples=config.calibrate.rollouts))
     _named("evaluate.headline", config.evaluate.headline, procedures.from_name)
 
 
