@@ -23,7 +23,10 @@ _CHECKPOINT_POLICIES = {
 
 
 class Cache(NamedTuple):
-    """Keys (rotated) and values of every layer: `[L, B, G, S, H]` of prompts, `[L, B, R, G, C, H]` of completions."""
+    """Keys (rotated) and values of every layer, in the layouts that `attention` wants.
+
+    Of prompts both `[L, B, G, H, S]`; of completions `[L, B, R, G, H, C]` and `[L, B, R, G, C, H]`.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -105,9 +108,9 @@ def _positions(lengths_B, num_slots):
     return jnp.maximum(jnp.arange(num_slots) - (num_slots - lengths_B[:, None]), 0)
 
 
-def _slots_first(x_BXGH):
-    """`[B, X, G, H] -> [B, G, X, H]`, the layout in which each head's keys lie together."""
-    return jnp.swapaxes(x_BXGH, -3, -2)
+def _slots_last(x):
+    """`[..., X, G, H] -> [..., G, H, X]`"""
+    return jnp.moveaxis(x, -3, -1)
 
 
 def _prompt_pass(config, variables, tokens_BS, lengths_B, emit):
@@ -115,7 +118,7 @@ def _prompt_pass(config, variables, tokens_BS, lengths_B, emit):
     valid_BS = attention.valid_slots(lengths_B, num_slots)
 
     def attend(cache, layer, window, q, k, v):
-        k, v = _slots_first(k), _slots_first(v)
+        k, v = _slots_last(k), _slots_last(v)
         out = attention.attend_prompt(q, k, v, valid_BS, window, config.attention_soft_cap)
         return out, (cache, Cache(k, v) if emit else None)
 
@@ -138,9 +141,10 @@ def prefill(config, variables, prompt_tokens_BS, prompt_lengths_B):
 
 def empty_completion_cache(config, num_prompts: int, rollouts: int, slots: int, dtype=None):
     """A zeroed completion `Cache` with room for `slots` tokens a rollout, in `dtype` (config.dtype by default)."""
-    shape = (config.num_layers, num_prompts, rollouts, config.num_kv_heads, slots, config.head_dim)
-    zeros = jnp.zeros(shape, jnp.dtype(dtype or config.dtype))
-    return Cache(zeros, zeros)
+    shape, dtype = (config.num_layers, num_prompts, rollouts, config.num_kv_heads), jnp.dtype(dtype or config.dtype)
+    return Cache(
+        jnp.zeros((*shape, config.head_dim, slots), dtype), jnp.zeros((*shape, slots, config.head_dim), dtype)
+    )
 
 
 def decode(
@@ -151,22 +155,24 @@ def decode(
     slots: how many completion slots to attend to, static; it must exceed `step`. By default all there are.
     """
     num_prompts, rollouts = tokens_BR.shape
-    slots = completion_cache.keys.shape[4] if slots is None else slots
-    valid_BS = attention.valid_slots(prompt_lengths_B, prompt_cache.keys.shape[3])
+    slots = completion_cache.keys.shape[-1] if slots is None else slots
+    valid_BS = attention.valid_slots(prompt_lengths_B, prompt_cache.keys.shape[-1])
     dtype = jnp.dtype(config.dtype)
 
-    def write(cache_LBRGCH, layer, x_BRGH):
-        x = x_BRGH[None, :, :, :, None].astype(cache_LBRGCH.dtype)
-        return jax.lax.dynamic_update_slice(cache_LBRGCH, x, (layer, 0, 0, 0, step, 0))
+    def write(cache, layer, x_BRGH, slot_axis):
+        x = jnp.expand_dims(x_BRGH[None], slot_axis).astype(cache.dtype)
+        start = [layer, 0, 0, 0, 0, 0]
+        start[slot_axis] = step
+        return jax.lax.dynamic_update_slice(cache, x, start)
 
-    def read(cache, layer, slots):
-        shape = (1, *cache.shape[1:-2], slots, cache.shape[-1])
+    def read(cache, layer, *last_two):
+        shape = (1, *cache.shape[1:-2], *last_two)
         return jax.lax.dynamic_slice(cache, (layer, *[0] * (cache.ndim - 1)), shape)[0].astype(dtype)
 
     def attend(cache, layer, window, q, k, v):
-        cache = Cache(write(cache.keys, layer, k), write(cache.values, layer, v))
-        prompt_kv = [read(x, layer, x.shape[3]) for x in prompt_cache]
-        own_kv = [read(x, layer, slots) for x in cache]
+        cache = Cache(write(cache.keys, layer, k, 5), write(cache.values, layer, v, 4))
+        prompt_kv = [read(x, layer, *x.shape[-2:]) for x in prompt_cache]
+        own_kv = (read(cache.keys, layer, config.head_dim, slots), read(cache.values, layer, slots, config.head_dim))
         cap = config.attention_soft_cap
         out = attention.attend_completion(q[:, :, None], prompt_kv, own_kv, valid_BS, step, window, cap)
         return out[:, :, 0], (cache, None)
@@ -195,11 +201,11 @@ def _shared_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, completi
     def attend(cache, layer, window, q, k, v):
         (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = split(q), split(k), split(v)
         cap = config.attention_soft_cap
-        prompt_kv = (_slots_first(k_prompt), _slots_first(v_prompt))
+        prompt_kv = (_slots_last(k_prompt), _slots_last(v_prompt))
         out_prompt = attention.attend_prompt(q_prompt, *prompt_kv, valid_BS, window, cap)
         if length == 0:  # completions of one token are predicted from the prompt alone
             return out_prompt, (cache, None)
-        own_kv = (_slots_first(k_own), _slots_first(v_own))
+        own_kv = (_slots_last(k_own), jnp.swapaxes(v_own, -3, -2))
         out_own = attention.attend_completion(q_own, prompt_kv, own_kv, valid_BS, 0, window, cap)
         out = jnp.concatenate([out_prompt, out_own.reshape(num_prompts, rollouts * length, *q.shape[2:])], axis=1)
         return out, (cache, None)
