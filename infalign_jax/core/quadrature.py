@@ -67,7 +67,7 @@ def rule(points=POINTS):
 
 
 @functools.lru_cache(maxsize=64)
-def grid(breaks=(), uniform=64, depth=44):
+def grid(breaks=(), uniform=64, depth=72):
     """A grid with ``uniform`` equal panels, end panels halved ``depth`` times, and panel edges at ``breaks``.
 
     Args:

@@ -40,10 +40,15 @@ def order_statistic(k, n):
         raise ValueError(f"order_statistic(k, n) needs k <= n, got k = {k}, n = {n}")
     scale = k * math.comb(n, k)  # density of the k-th of n: scale * x^(k-1) (1-x)^(n-k)
 
+    def product(x, i, j):  # x^i (1-x)^j; powers are slow, so those of exponent 0 are left out
+        if j == 0:
+            return x**i
+        return (1 - x) ** j if i == 0 else x**i * (1 - x) ** j
+
     def curvature(x):
-        up = (k - 1) * x ** max(k - 2, 0) * (1 - x) ** (n - k)
-        down = (n - k) * x ** (k - 1) * (1 - x) ** max(n - k - 1, 0)
-        return scale * (up - down)
+        up = (k - 1) * product(x, k - 2, n - k) if k > 1 else 0.0
+        down = (n - k) * product(x, k - 1, n - k - 1) if n > k else 0.0
+        return scale * (up - down) + 0.0 * x
 
     def select(u_PM, rng):
         u_PM = rows(u_PM, n, f"order_statistic({k},{n})")
@@ -57,7 +62,7 @@ def order_statistic(k, n):
     return Procedure(
         name=f"order_statistic({k},{n})",
         distortion=_order_distortion(k, n),
-        slope=lambda x: scale * x ** (k - 1) * (1 - x) ** (n - k),
+        slope=lambda x: scale * product(x, k - 1, n - k),
         curvature=curvature,
         draws=n,
         select=select,
@@ -167,7 +172,7 @@ def from_samples(calibrated_rewards, degree=16, iterations=500):
     """A procedure known only by running it, e.g. blockwise controlled decoding, from its results on the *reference*.
 
     The calibrated rewards of its results follow the density g'. Fitted by maximum likelihood (expectation maximisation)
-    is a mixture of order statistics of ``degree`` draws, which approaches every smooth increasing g with growing degree,
+    is a mixture of order statistics of ``degree`` draws, which approaches any smooth increasing g as the degree grows,
     and which can select from samples as well: ``randomized([(w_k, order_statistic(k, degree))])``.
 
     Args:

@@ -25,7 +25,7 @@ def density(phi, beta, nodes=None):
       ValueError: beta is not positive, or phi is not finite inside (0,1).
     """
     nodes = grid(tuple(getattr(phi, "breaks", ()))) if nodes is None else nodes
-    return _normalized(_scores(phi, nodes) / _positive("beta", beta), nodes)
+    return _normalized(_scores(phi, nodes) / check_positive("beta", beta), nodes)
 
 
 def kl(phi, beta, calibration_samples=None):
@@ -38,10 +38,10 @@ def kl(phi, beta, calibration_samples=None):
     """
     if calibration_samples is not None:
         values = finite_table.cell_values(phi, calibration_samples)
-        return finite_table.mean_kl(values / _positive("beta", beta))
+        return finite_table.mean_kl(values / check_positive("beta", beta))
     nodes = grid(tuple(getattr(phi, "breaks", ())))
     log_f_M, _ = density(phi, beta, nodes)
-    return _kl(log_f_M, nodes)
+    return kl_of_density(log_f_M, nodes)
 
 
 def win_rate(objective, phi, beta, calibration_samples=None):
@@ -62,7 +62,7 @@ def win_rate(objective, phi, beta, calibration_samples=None):
     """
     if calibration_samples is not None:
         values = finite_table.cell_values(phi, calibration_samples)
-        return finite_table.mean_win_rate(objective, values / _positive("beta", beta))[0]
+        return finite_table.mean_win_rate(objective, values / check_positive("beta", beta))[0]
     breaks = {b for _, part in objective.parts for b in part.breaks} | set(getattr(phi, "breaks", ()))
     nodes = grid(tuple(sorted(breaks)))
     log_f_M, cdf_M = density(phi, beta, nodes)
@@ -93,14 +93,14 @@ def beta_for_kl(phi, kl, calibration_samples=None):
     """
     from scipy import optimize
 
-    target = _positive("kl", kl)
+    target = check_positive("kl", kl)
     if calibration_samples is None:
         nodes = grid(tuple(getattr(phi, "breaks", ())))
         values = _scores(phi, nodes)
         spread = math.sqrt(nodes.integral((values - nodes.integral(values)) ** 2))
 
         def divergence(beta):
-            return _kl(_normalized(values / beta, nodes)[0], nodes)
+            return kl_of_density(_normalized(values / beta, nodes)[0], nodes)
     else:
         values = finite_table.cell_values(phi, calibration_samples)
         spread = float(np.std(values))
@@ -109,7 +109,7 @@ def beta_for_kl(phi, kl, calibration_samples=None):
             return finite_table.mean_kl(values / beta)
 
     name = getattr(phi, "name", "phi")
-    if spread <= 1e-12 * (1 + np.max(np.abs(values))):
+    if spread <= 1e-12 * np.max(np.abs(values)):
         raise ValueError(f"transform {name} is constant, so its KL is 0 for every beta and cannot be {target:g}")
     guess = math.log(spread / math.sqrt(2 * target))  # KL ~ variance / (2 beta^2) for small KL
     low = high = guess
@@ -144,11 +144,13 @@ def _normalized(log_weights_M, nodes):
     return log_weights_M - math.log(total), np.minimum(nodes.from_left(mass_M) / total, 1.0)
 
 
-def _kl(log_f_M, nodes):
-    return float(nodes.integral(np.exp(log_f_M) * log_f_M))
+def kl_of_density(log_f_M, nodes):
+    """``int f log f - (f - 1)``: the second term is 0 in all, and keeps the digits of a small KL."""
+    return float(nodes.integral(np.exp(log_f_M) * log_f_M - np.expm1(log_f_M)))
 
 
-def _positive(name, value):
+def check_positive(name, value):
+    """``value`` as float, or ``ValueError`` naming the argument unless it is a positive finite number."""
     if isinstance(value, bool) or not np.isscalar(value) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
     return float(value)

@@ -126,7 +126,7 @@ def moments(phi):
     name = getattr(phi, "name", repr(phi))
     if not (math.isfinite(mean) and math.isfinite(std)):
         raise ValueError(f"transform {name} has no finite mean and variance on [0,1]: mean {mean}, std {std}")
-    if std <= 1e-12 * (1 + abs(mean)):
+    if std <= 1e-12 * np.max(np.abs(values_M)):
         raise ValueError(f"transform {name} is constant on [0,1] (std {std:g}), so it prefers no response")
     return float(mean), float(std)
 

@@ -72,9 +72,17 @@ def soft_best_of(n, temperature):
     name = f"soft_best_of({n},{temperature:.15g})"
     s_S = np.exp(np.arange(-38.0, 5.0 + 1 / temperature, _STEP))
 
+    kernels = {}  # by grid: a large matrix that no density changes
+
     def parts(density_M, nodes):
-        x_M = np.exp(-nodes.w_M / temperature)  # exp(u/T) up to a factor
-        decay_MS = np.exp(-np.outer(x_M, s_S))
+        if id(nodes) not in kernels:
+            x_M = np.exp(-nodes.w_M / temperature)  # exp(u/T) up to a factor
+            kernels[id(nodes)] = (
+                nodes,
+                x_M,
+                np.exp(-np.outer(x_M, s_S)),
+            )  # keeps the grid alive, so its id stays its own
+        _, x_M, decay_MS = kernels[id(nodes)]
         return x_M, decay_MS, (nodes.weight_M * density_M) @ decay_MS
 
     def density(density_M, nodes):
