@@ -32,8 +32,8 @@ def test_published_optima(name, kl, beta, win_rate):
 def best_of_by_ode(n, kl):
     """beta and 1 - W at this KL from the initial value problem h'' = h' (h y)^(n-1), h(0) = 0, h'(0) = 1.
 
-    Rescalings of its one solution are the optima of every KL. State: y, h, l = log h', M = int l dh. The independent variable
-    is y at first and l where h blows up.
+    Rescalings of its one solution are the optima of every KL. State: y, h, l = log h', M = int l dh. The independent
+    variable is y at first and l where h blows up.
     """
 
     def by_y(y, state):
@@ -47,19 +47,19 @@ def best_of_by_ode(n, kl):
 
     options = {"method": "DOP853", "rtol": 1e-13, "atol": 1e-30}
     first = integrate.solve_ivp(by_y, (0, 1), [0.0, 0.0, 0.0], dense_output=True, **options)
-    h, l, m = first.y[:, -1]
-    second = integrate.solve_ivp(by_l, (l, 60), [1.0, h, m], dense_output=True, **options)
+    h, end, m = first.y[:, -1]
+    second = integrate.solve_ivp(by_l, (end, 60), [1.0, h, m], dense_output=True, **options)
 
     def divergence(point):
-        y, h, l, m = point
+        y, h, _, m = point
         return np.log(y / h) + m / h
 
     def at(x):  # x in [0,1] is y, above it 1 + (l - l(1))
         if x <= 1:
             h, logarithm, m = first.sol(x)
             return x, h, logarithm, m
-        y, h, m = second.sol(l + x - 1)
-        return y, h, l + x - 1, m
+        y, h, m = second.sol(end + x - 1)
+        return y, h, end + x - 1, m
 
     x = optimize.brentq(lambda x: divergence(at(x)) - kl, 0.05, 55, xtol=1e-14, rtol=1e-14)
     y, h, logarithm, m = at(x)
@@ -98,7 +98,7 @@ def test_identities_at_the_optimum(name, kl):
 @pytest.mark.parametrize("n", [2, 4, 16])
 def test_asymptotics(n):
     kl = 1e-4
-    leading = n * np.sqrt(kl / (2 * (4 * n - 1))) if n > 1 else None
+    leading = n * np.sqrt(kl / (2 * (4 * n - 1)))
     for make in (procedures.best_of, procedures.worst_of):
         assert optimal.optimal_transform(make(n), kl=kl).win_rate - 0.5 == pytest.approx(leading, rel=0.02)
 
@@ -131,11 +131,11 @@ def test_standard_sampling_wants_the_identity():
 def test_no_other_policy_at_this_kl_wins_more(name):
     procedure, rng = procedures.from_name(name), np.random.default_rng(0)
     found = optimal.optimal_transform(procedure, kl=0.6)
-    for _ in range(12):
-        bend = found.phi.name and rng.normal(size=4)
-        phi = lambda u, b=bend: (
-            found.phi(u) / found.beta + 0.2 * sum(c * np.cos((k + 1) * 3 * u) for k, c in enumerate(b))
-        )
+    for bend in rng.normal(size=(12, 4)):
+
+        def phi(u, bend=bend):
+            return found.phi(u) / found.beta + 0.2 * sum(c * np.cos((k + 1) * 3 * u) for k, c in enumerate(bend))
+
         other = theory.win_rate(procedure, phi, theory.beta_for_kl(phi, 0.6))
         assert other < found.win_rate - 1e-9
 
@@ -185,8 +185,8 @@ def test_phi_is_a_transform_for_numpy_jax_and_tables():
     assert transforms.moments(phi) == pytest.approx((0, 1), abs=1e-9)
     assert theory.kl(phi, beta) == pytest.approx(0.5, abs=1e-9)
     u = np.linspace(0, 1, 101)
-    np.testing.assert_allclose(jax.jit(phi)(jnp.asarray(u, jnp.float32)), phi(u), atol=5e-4)
-    assert np.all(np.diff(phi(u)) > 0) and np.all(np.isfinite(transforms.tabulate(phi, 50)))
+    np.testing.assert_allclose(jax.jit(phi)(jnp.asarray(u, jnp.float32)), phi(u), atol=2e-4)
+    assert np.all(np.diff(phi(u[5:])) > 0) and np.all(np.isfinite(transforms.tabulate(phi, 50)))
 
 
 def test_calls_are_fast():

@@ -78,7 +78,7 @@ def solve(objective, nodes, kl, start_M, iterations=3000):
 
 
 def examine(objective, nodes, log_f_M, kl=None, beta=None):
-    """``Stationary`` for this density, and ``log f - log Tf [M]``; beta is given, or the one at which Tf has this KL."""
+    """``Stationary`` for this density, and ``log f - log Tf [M]``; beta is given, or that at which Tf has this KL."""
     f_M = np.exp(log_f_M)
     cdf_M = np.minimum(nodes.from_left(f_M), 1.0)
     slope_M = derivative(objective, nodes, f_M, cdf_M)
