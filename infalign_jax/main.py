@@ -1,11 +1,12 @@
 """The command line: flags to config to stages, nothing else."""
 
 import importlib
-import pathlib
+import os
 import sys
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
+
+from infalign_jax import __version__, errors, recipe
 
 STAGES = {
     "sft": "infalign_jax.stages.sft",
@@ -14,58 +15,78 @@ STAGES = {
     "align": "infalign_jax.stages.align",
     "evaluate": "infalign_jax.stages.evaluate",
 }
-COMMANDS = ("run", *STAGES)
-USAGE = """inference-aware alignment of language models
+# Modules with `main(words)`, given the words after the command; each has its own --help.
+TOOLS = {
+    "status": "infalign_jax.status",
+    "doctor": "infalign_jax.doctor",
+}
+COMMANDS = ("run", *STAGES, *TOOLS)
+PAGE = """infalign: inference-aware alignment of language models
 
-  infalign [run] --config FILE --workdir DIR [--config.section.key=value ...]
-      every stage, in order: sft, reward-model, calibrate, align, evaluate
-  infalign sft|reward-model|calibrate|align|evaluate --config FILE --workdir DIR [...]
-      one stage
+usage
+  infalign [COMMAND] --config FILE --workdir DIR [--config.section.key=value ...]
 
-A stage that is done is skipped; one that was interrupted goes on where it stopped. configs/base.py explains every key.
+commands
+  run            every stage below, in order; the default
+  sft            the reference policy, by next-token training on demonstrations
+  reward-model   a reward model, and a judge, from preference pairs, where the config asks for learned ones
+  calibrate      rollouts of the reference policy, scored: the table that calibrates rewards
+  align          one policy per method of config.align.methods, each with its reward transform
+  evaluate       win rates of all methods at equal KL, tables, figures and report.html
+  status DIR     what is done in a workdir, what runs or failed, and how to go on
+  doctor         versions, devices, memory, disk, and what a config would run
+
+flags
+  --config FILE            the recipe, a Python file with get_config(), such as configs/quickstart.py
+  --workdir DIR            where checkpoints, tables and the report go
+  --config.section.key=V   changes one key of the recipe: --config.align.steps=200
+                           --config.align.methods="raw,exponential(10)"   --config.evaluate.best_of=2,4
+                           configs/base.py lists every key with its meaning and legal values
+  --help, --version
+
+A stage that is done is skipped; one that was interrupted goes on where it stopped, with the same command.
+
+first steps
+  infalign run --config configs/quickstart.py --workdir runs/quickstart
 """
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, tables, report.")
 
 
 def cli():
-    """Entry point of the console script `infalign`: bad input ends with one sentence and exit status 2."""
-    for flag, value in _config_arguments(sys.argv[1:]):
-        path = pathlib.Path(value)
-        if not path.is_file():
-            sys.exit(f"infalign: {flag} is {value!r}, and there is no such file")
-        # A recipe imports its neighbours as `configs.name`: the folder above its own is on the path.
-        sys.path.insert(0, str(path.resolve().parent.parent))
+    """Entry point of the console script `infalign`: what a user got wrong ends with one sentence and exit status 2."""
     try:
-        app.run(main, flags_parser=_parse)
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"infalign: {error}")
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has enough
+        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        line = errors.sentence(error)
+        if line is None:
+            raise
+        print(f"infalign: {line}", file=sys.stderr)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
 
 
-def _config_arguments(words):
-    """The values given to `--config`, as (flag, value)."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        flag, equals, value = word.partition("=")
-        if flag in ("--config", "-config"):
-            yield flag, value if equals else after
-
-
-def _parse(argv):
-    app.usage(shorthelp=True) if len(argv) == 1 else None
-    return flags.FLAGS(argv)
-
-
-def main(argv):
-    """Runs the stage named on the command line, or all of them."""
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # the libraries tell every file they write
-    command, *rest = argv[1:] or ["run"]
+def main(words):
+    """Does what the words of a command line ask for."""
+    if not words or ({"--help", "-h", "--helpfull"} & set(words) and words[0] not in TOOLS) or words[0] == "help":
+        return print(PAGE, end="")
+    if words == ["--version"]:
+        return print(f"infalign {__version__}")
+    flags.FLAGS(["infalign"])  # libraries read flags of their own, and want them parsed
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)  # the libraries tell every file they write
+    if words[0] in TOOLS:
+        return importlib.import_module(TOOLS[words[0]]).main(words[1:])
+    config, workdir, words = recipe.parse(words)
+    command, *rest = words or ["run"]
+    if command in TOOLS:
+        raise ValueError(f"command {command!r} must be the first word; see infalign --help")
     if command not in COMMANDS or rest:
-        raise ValueError(f"command is {' '.join(argv[1:])!r}; legal are {', '.join(COMMANDS)}")
-    if _CONFIG.value is None or not _WORKDIR.value:
-        raise ValueError(f"{'--config' if _CONFIG.value is None else '--workdir'} is missing; see infalign --help")
-    run(command, _CONFIG.value, _WORKDIR.value)
+        raise ValueError(f"command is {' '.join([command, *rest])!r}; legal are {', '.join(COMMANDS)}")
+    if config is None or not workdir:
+        raise ValueError(f"{'--config' if config is None else '--workdir'} is missing; see infalign --help")
+    run(command, config, workdir)
 
 
 def run(command, config, workdir):
@@ -79,12 +100,26 @@ def run(command, config, workdir):
     Raises:
       ValueError: bad input, in one sentence; nothing already computed is lost.
     """
-    from infalign_jax.stages import settings
+    from infalign_jax.stages import order, settings
     from infalign_jax.training import compilation
     from infalign_jax.training import workdir as workdirs
 
     config = settings.resolve(config, workdir)
-    workdirs.claim(config.to_dict())
-    compilation.use_cache()
-    for name in STAGES if command == "run" else [command]:
-        importlib.import_module(STAGES[name]).run(config)
+    names = list(STAGES) if command == "run" else [command]
+    with workdirs.claim(config.to_dict()):
+        compilation.use_cache()
+        for name in names:
+            order.check_before(config, name)
+            state = order.state(config, name)
+            _say(f"[{[*STAGES].index(name) + 1}/{len(STAGES)}] {name}" + (f": {state}" if state else ""))
+            if not state:
+                importlib.import_module(STAGES[name]).run(config)
+        _say(order.whereabouts(config))
+
+
+def _say(text):
+    """Progress for people goes to stderr, like the bars."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)

@@ -1,13 +1,22 @@
 """The working directory of a run: one folder a stage, a record of the config it was made by, and what is done."""
 
+import contextlib
+import datetime
 import hashlib
 import json
+import os
+import socket
+import sys
 import time
 
+import jax
 from etils import epath
+
+LOCK_FILE = "run.lock"
 
 # Sections that change only how a run is watched, stored or measured; a workdir may be taken up again with other values.
 _FREE = ("log", "evaluate", "mesh", "judge")
+_REPAIR = "delete this file and start again: what is saved beside it is taken up"
 
 
 def write_json(path, value):
@@ -20,8 +29,14 @@ def write_json(path, value):
 
 
 def read_json(path):
-    """The JSON value in `path`."""
-    return json.loads(epath.Path(path).read_text())
+    """The JSON object in `path`. Raises ValueError naming the file where it is damaged."""
+    try:
+        value = json.loads(epath.Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error}); {_REPAIR}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(value).__name__} instead of an object; {_REPAIR}")
+    return value
 
 
 def fingerprint(value):
@@ -41,29 +56,126 @@ def differences(old, new, prefix=""):
     return lines
 
 
+@contextlib.contextmanager
 def claim(config):
-    """Makes the workdir, or takes it up again, and records the config in it.
+    """Makes the workdir, or takes it up again, records the config in it, and keeps other runs out of it meanwhile.
+
+    Of the processes of a pod the first one writes and holds the lock, for all.
 
     Args:
       config: nested dict of JSON values with the key `workdir`.
 
     Raises:
-      ValueError: the workdir was made by a config that differs in a key its results depend on; names those keys.
+      ValueError: the workdir was made by a config that differs in a key its results depend on (names those keys), is in
+        use by another run (names the process), or cannot be written.
     """
     workdir = epath.Path(config["workdir"])
     config = json.loads(json.dumps({key: value for key, value in config.items() if key != "workdir"}))
+    if jax.process_index() > 0:
+        _check_same(workdir, config)
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock(workdir))
+            _check_same(workdir, config)
+            write_json(workdir / "config.json", config)
+        except OSError as error:
+            raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+        yield
+
+
+def _check_same(workdir, config):
     path = workdir / "config.json"
-    if path.exists():
-        old = {key: value for key, value in read_json(path).items() if key not in _FREE}
-        changed = differences(old, {key: value for key, value in config.items() if key not in _FREE})
-        # A method added to or dropped from the list leaves the others' runs valid.
-        changed = [line for line in changed if not line.startswith("align.methods:")]
-        if changed:
-            raise ValueError(f"workdir {workdir} was made by another config ({'; '.join(changed)}); choose another --workdir")
+    if not path.exists():
+        return
+    old = {key: value for key, value in read_json(path).items() if key not in _FREE}
+    changed = differences(old, {key: value for key, value in config.items() if key not in _FREE})
+    # A method added to or dropped from the list leaves the others' runs valid.
+    changed = [line for line in changed if not line.startswith("align.methods:")]
+    if changed:
+        raise ValueError(
+            f"workdir {workdir} was made by another config ({'; '.join(changed)}); choose another --workdir"
+        )
+
+
+@contextlib.contextmanager
+def _lock(workdir):
+    """Holds `run.lock`. The kernel drops the lock with the process, however it ends, so none is ever left behind.
+
+    Remote folders (gs://...) and file systems without locks are not locked.
+    """
+    if not is_local(workdir):
+        yield
+        return
+    import fcntl
+
+    with open(os.fspath(workdir / LOCK_FILE), "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            run = _read_lock(file)
+            who = f"process {run.get('pid', '?')} on {run.get('host', '?')}"
+            raise ValueError(
+                f"workdir {workdir} is in use by {who}; wait until it ends, or choose another --workdir"
+            ) from None
+        except OSError:
+            pass  # this file system has no locks
+        run = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": datetime.datetime.now().isoformat(" ", "seconds"),
+            "command": sys.argv[1:],
+            "ended": None,
+        }
+        _write_lock(file, run)
+        ended = "finished"
+        try:
+            yield
+        except BaseException as error:
+            ended = " ".join(str(error).split()) or type(error).__name__
+            raise
+        finally:
+            with contextlib.suppress(OSError):  # the disk may be full: that is what is being reported
+                _write_lock(file, {**run, "ended": ended})
+
+
+def is_local(path):
+    """Whether a path is one of the operating system's, rather than a bucket's."""
+    return "://" not in os.fspath(path)
+
+
+def last_run(workdir):
+    """The record of the last run in a workdir (pid, host, started, command, ended), and `alive`; None if there is none."""
+    path = epath.Path(workdir) / LOCK_FILE
+    if not is_local(path) or not path.exists():
+        return None
+    import fcntl
+
+    with open(os.fspath(path)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            alive = False
+        except OSError:
+            alive = True
+        return {**_read_lock(file), "alive": alive}
+
+
+def _read_lock(file):
+    file.seek(0)
     try:
-        write_json(path, config)
-    except OSError as error:
-        raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+        run = json.loads(file.read())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return run if isinstance(run, dict) else {}
+
+
+def _write_lock(file, run):
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps(run) + "\n")
+    file.flush()
 
 
 def done(folder):

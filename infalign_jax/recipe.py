@@ -1,0 +1,165 @@
+"""Recipes: Python files with `get_config()`, and the command line's changes to single keys of them."""
+
+import ast
+import importlib.util
+import os
+import pathlib
+import sys
+import traceback
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+_BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+class Request(NamedTuple):
+    """What a command line asks for: a config (None if no recipe was named), a workdir ('' if none), other words."""
+
+    config: Any
+    workdir: str
+    words: list
+
+
+def parse(arguments):
+    """Reads `--config FILE --workdir DIR --config.section.key=value ...`, in any order, and loads the recipe.
+
+    Args:
+      arguments: the words of a command line; a value follows its flag after `=` or as the next word.
+
+    Returns:
+      A `Request`. Its config is locked.
+
+    Raises:
+      ValueError: an unknown flag, one without a value or given twice, a recipe that cannot be loaded, a key that it does
+        not have, or a value of another type than the key's.
+    """
+    given, words, rest = {}, [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-") or word == "-":
+            words.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = name.lstrip("-")
+        if name not in ("config", "workdir") and not name.startswith("config."):
+            raise ValueError(f"there is no flag {word!r}; legal are --config, --workdir and --config.section.key=value")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"--{name} has no value; write --{name}=VALUE")
+            value = rest.pop(0)
+        if name in given:
+            raise ValueError(f"--{name} is given twice ({given[name]!r} and {value!r}); give it once")
+        given[name] = value
+    path, workdir = given.pop("config", None), given.pop("workdir", "")
+    if path is None and given:
+        raise ValueError(f"--{next(iter(given))} changes a recipe, and none is named; give --config FILE too")
+    if path is None:
+        return Request(None, os.path.expanduser(workdir), words)
+    config = load(path)
+    with config.unlocked():
+        for name, value in given.items():
+            _change(config, name, value)
+    return Request(config.lock(), os.path.expanduser(workdir), words)
+
+
+def load(path):
+    """The ConfigDict of a recipe file. It is Python and is executed: its neighbours import as `configs.name`.
+
+    Raises:
+      ValueError: no such file, it raises (names the line), it has no `get_config()`, or that returns something else.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise ValueError(f"--config is {path!r}, and there is no such file")
+    # A recipe imports `configs.base`, wherever it is itself; a reward 'module:function' may lie in the current folder.
+    for folder in (pathlib.Path(__file__).parents[1], pathlib.Path.cwd(), file.resolve().parents[1]):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    spec = importlib.util.spec_from_file_location("recipe", file, loader=_loader(file))
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise ValueError("it has no function get_config()")
+        config = module.get_config()
+    except Exception as error:
+        raise ValueError(f"config file {path} cannot be used: {_describe(error, file)}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"config file {path}: get_config() returned {type(config).__name__}; it must return a ConfigDict"
+        )
+    return config
+
+
+def _loader(file):
+    """Any suffix is Python here, as it is for the interpreter."""
+    return importlib.machinery.SourceFileLoader("recipe", str(file))
+
+
+def _describe(error, file):
+    """An error in a recipe in one line, with the recipe's own line number where it has one."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, ValueError) and not lines else f"{type(error).__name__}: "
+    return (f"line {lines[-1]}: " if lines else "") + kind + text
+
+
+def _change(config, name, text):
+    """Sets the key `config.a.b` to a text, read as the type that the key has."""
+    *sections, key = name.split(".")[1:]
+    for depth, section in enumerate(sections):
+        config = _enter(config, section, ".".join(["config", *sections[:depth]]))
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f"--{name} goes below config.{'.'.join(sections[: depth + 1])}, which is no section")
+    old = _enter(config, key, ".".join(["config", *sections]))
+    if isinstance(old, ConfigDict):
+        raise ValueError(f"{name} is a section; set one of its keys: {', '.join(sorted(old))}")
+    kind, read = next((words, read) for types, words, read in _READERS if isinstance(old, types))
+    try:
+        config[key] = read(text)
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError):
+        raise ValueError(f"{name} is {text[:80]!r}; it must be {kind}") from None
+
+
+def _enter(config, key, where):
+    if key not in config:
+        raise ValueError(f"{where}.{key} is not a key of the recipe; {where} has {', '.join(sorted(config))}")
+    return config[key]
+
+
+def _read_tuple(text):
+    """A Python tuple or list, or words between commas: `(2, 4)`, `2,4`, `raw,exponential(10)`."""
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        value = _split(text)
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _split(text):
+    """The parts between the commas that are in no bracket; quotes around a part are dropped."""
+    text = text.strip()
+    if text[:1] + text[-1:] in ("()", "[]"):
+        text = text[1:-1]
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return tuple(part.strip().strip("'\"") for part in parts if part.strip())
+
+
+# The type of the recipe's value, in words, and how a text of the command line is read as that. bool before int: it is one.
+_READERS = (
+    (bool, "True or False", lambda text: _BOOLS[text.strip().lower()]),
+    (int, "an integer", int),
+    (float, "a number", float),
+    ((tuple, list), "a tuple such as (2,4)", _read_tuple),
+    (str, "a string", str),
+    (object, "a Python literal", ast.literal_eval),
+)
