@@ -80,7 +80,7 @@ def make_step(experiment, reference_variables, prompts, judges):
         kl_PM = np.concatenate([call[0] for call in calls])[:P]
         rewards = {name: np.concatenate([call[1][name] for call in calls])[:P] for name in judges}
         ended_PM = np.concatenate([call[3].reshape(-1, M) for call in calls])[:P]
-        return Measurement(alpha, kl_PM.mean(1), rewards, sum((call[2] for call in calls), [])[:P], ended_PM)
+        return Measurement(alpha, kl_PM.mean(1), rewards, [row for call in calls for row in call[2]][:P], ended_PM)
 
     return step
 
