@@ -1,8 +1,8 @@
 """The optimal transform for a fixed calibration table of K rollouts: one value per rank cell.
 
-The law of such a table is in ``finite_table``. Tabulating the optimum for exact calibration is not optimal here: the ranks
-of K rollouts blur the top. Maximised is the mean over tables of ``W - beta KL``, directly over the K+1 values. The mean
-win rate is an average over simulated tables, the KL constraint is exact.
+The law of such a table is in ``finite_table``. Tabulating the optimum for exact calibration is not optimal here: the
+ranks of K rollouts blur the top. Maximised is the mean over tables of ``W - beta KL``, directly over the K+1 values. The
+mean win rate is an average over simulated tables, the KL constraint is exact.
 """
 
 from typing import NamedTuple

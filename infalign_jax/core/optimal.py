@@ -130,9 +130,13 @@ def _at_kl(objective, kl):
     nodes = _nodes(objective)
     starts = _starts(objective, nodes)
     with np.errstate(all="ignore"):  # what overflows ends in a large residual and is refused
+        if _is_convex(objective):  # narrow layers are followed from a small KL
+            for easier in 0.5 * 2.0 ** np.arange(math.ceil(math.log2(max(kl, 0.5) / 0.5))):
+                starts = [stationary.solve(objective, nodes, easier, starts[0]).log_f_M]
         state, agreed = _solve(objective, kl, nodes, starts)
         finer = _nodes(objective, 96)
-        check, _ = _solve(objective, kl, finer, [np.interp(finer.u_M, nodes.u_M, state.log_f_M)])
+        logit_fine, logit = (np.log(g.u_M) - np.log(g.w_M) for g in (finer, nodes))  # u itself is all 1 near the end
+        check, _ = _solve(objective, kl, finer, [np.interp(logit_fine, logit, state.log_f_M)])
     depth = -np.min(state.log_f_M)
     if depth > 1e13:
         raise ValueError(
@@ -148,7 +152,11 @@ def _at_kl(objective, kl):
 
 
 def _at_beta(objective, beta):
-    """Finds the KL whose optimum has this beta (beta falls as KL grows), then solves at fixed beta."""
+    """Finds the KL whose optimum has this beta, then solves at fixed beta.
+
+    Where the optimum is unique, beta falls as KL grows. Elsewhere several KLs can have this beta, so the KL with the largest
+    ``W - beta KL`` is looked for first.
+    """
     from scipy import optimize
 
     nodes = _nodes(objective)
@@ -160,6 +168,8 @@ def _at_beta(objective, beta):
 
     low = high = math.log(0.5)
     try:
+        if not (_is_convex(objective) or _is_worst_of(objective)):
+            low, high = _bracket(objective, beta, nodes)
         while excess(low) < 0:
             low -= 1.5
         while excess(high) > 0:
@@ -171,6 +181,17 @@ def _at_beta(objective, beta):
     if all(part.distortion is not None for _, part in objective.parts):
         state = stationary.polish(objective, nodes, state._replace(beta=beta))
     return state, starts, agreed, nodes
+
+
+def _bracket(objective, beta, nodes):
+    """Logarithms of two KLs around the one with the largest ``W - beta KL``, from a scan."""
+    kls, values = np.geomspace(0.01, 4.0, 16), []
+    for kl in kls:
+        state, _ = _solve(objective, kl, nodes, _starts(objective, nodes))
+        win_rate = theory.win_rate_of_density(objective, np.exp(state.log_f_M), state.cdf_M, nodes)
+        values.append(win_rate - beta * kl)
+    best = int(np.argmax(values))
+    return math.log(kls[max(best - 1, 0)]), math.log(kls[min(best + 1, len(kls) - 1)])
 
 
 def _callable(objective, state, nodes):

@@ -54,7 +54,7 @@ def solve(objective, nodes, kl, start_M, iterations=3000):
     log_f_M = tilt(start_M, kl, nodes)[1]
     # the iteration's steepest mode contracts by about 1 + kl * (largest slope of a distortion)
     steepest = max(np.max(part.slope(nodes.u_M)) if part.distortion else 1.0 for _, part in objective.parts)
-    damping, previous_M, threshold = 1 / (1 + steepest * kl), None, 1e-2
+    damping, previous_M, threshold = 1 / (1 + steepest * kl), None, 0.3
     newton = all(part.distortion is not None for _, part in objective.parts)
     best = None
     for step in range(iterations):
@@ -123,7 +123,8 @@ def polish(objective, nodes, state, kl=None, steps=30):
 
 
 def _merit(state, kl):
-    return state.residual + (0.0 if kl is None else abs(state.kl - kl))
+    """What Newton's method brings to zero, relative to the size of log f (about the root of the KL) and to the KL."""
+    return state.residual / min(1.0, state.kl**0.5) + (0.0 if kl is None else abs(state.kl / kl - 1))
 
 
 def derivative(objective, nodes, f_M, cdf_M):
