@@ -63,7 +63,7 @@ def encode_prompts(tokenizer, texts, max_tokens, on_long="error"):
     if long and on_long == "error":
         raise ValueError(
             f"prompt {long[0]} has {len(rows[long[0]])} tokens, the limit is {max_tokens} ({len(long)} of {len(rows)} "
-            f"prompts are too long); raise the limit, or choose on_long 'truncate_left' or 'drop'"
+            f"prompts are too long); raise config.data.prompt_tokens, or choose 'truncate_left' or 'drop' (long_prompts)"
         )
     kept = np.arange(len(rows))
     if long and on_long == "truncate_left":

@@ -1,14 +1,13 @@
 """Stage `align`: on-policy KL-regularised policy gradient on calibrated, transformed rewards (CTRL, arXiv 2412.19792)."""
 
-import time
 import functools
+import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax.core import lookup as lookups
 from infalign_jax.core import optimal, transforms
 from infalign_jax.core.advantages import group_standardize
 from infalign_jax.core.calibration import calibrate
@@ -18,7 +17,8 @@ from infalign_jax.core.policy_gradient import policy_gradient_loss, regularized_
 from infalign_jax.data.batches import make_batches
 from infalign_jax.models import transformer
 from infalign_jax.sampling.log_probs import token_statistics
-from infalign_jax.stages.calibrate import load_table
+from infalign_jax.stages import order
+from infalign_jax.stages.calibrate import check_uniform, load_table
 from infalign_jax.stages.experiment import (
     draw,
     encode_split,
@@ -39,15 +39,14 @@ UNCALIBRATED = ("raw", "raw_group_std")
 class Shaping(NamedTuple):
     """How a method turns rewards into scores. All of it is data, so that one compiled step serves every method.
 
-    grid_M: float32, ascending u in [0, 1]; for a flat table the 2K + 1 possible calibrated rewards.
-    phi_M: float32, the transform there.
+    phi_M: float32, the transform at the 2K + 1 values a rank among K can take, equally spaced in [0, 1]; between them,
+      where fitted tails put u, it is interpolated.
     raw: 1.0 scores with `reward / reward_scale` instead of `phi(u)`.
     reward_scale: reward units; the standard deviation of all reference rewards.
     group_std: 1.0 divides each prompt's centred scores by their standard deviation (GRPO).
     loss_scale: multiplies the loss; 1 / max(beta, 1) keeps a large starting beta from blowing up the gradient.
     """
 
-    grid_M: jax.Array
     phi_M: jax.Array
     raw: jax.Array
     reward_scale: jax.Array
@@ -58,7 +57,7 @@ class Shaping(NamedTuple):
 def shape_rewards(rewards_BR, reference_rewards_BK, shaping, tails):
     """Calibrate, transform: rewards to (scores_BR, u_BR), inside jit."""
     u_BR = calibrate(rewards_BR, reference_rewards_BK, is_sorted=True, tails=tails)
-    phi_BR = lookups.lookup(u_BR, shaping.grid_M, shaping.phi_M)
+    phi_BR = jnp.interp(u_BR, jnp.linspace(0.0, 1.0, shaping.phi_M.shape[0]), shaping.phi_M)
     scores_BR = jnp.where(shaping.raw > 0, rewards_BR / shaping.reward_scale, phi_BR)
     return jnp.where(shaping.group_std > 0, group_standardize(scores_BR), scores_BR), u_BR
 
@@ -121,7 +120,7 @@ def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat"):
     return step
 
 
-def method_shaping(method, table_PK, target_kl, tails="flat"):
+def method_shaping(method, table_PK, target_kl):
     """The `Shaping` of a method, and the beta it starts from.
 
     Calibrated methods start from the closed form of their transform for a table of K rollouts; uncalibrated ones from
@@ -131,18 +130,16 @@ def method_shaping(method, table_PK, target_kl, tails="flat"):
       ValueError: unknown method.
     """
     K = table_PK.shape[1]
-    grid_M = lookups.grid(K, tails)
     if method in UNCALIBRATED:
         scores_PK = table_PK / table_PK.std()
         if method == "raw_group_std":
             scores_PK = np.asarray(group_standardize(jnp.asarray(scores_PK)))
-        phi_M, beta = np.zeros_like(grid_M), beta_from_samples(scores_PK, target_kl)
+        phi_M, beta = np.zeros(2 * K + 1), beta_from_samples(scores_PK, target_kl)
     else:
-        # Fitted tails calibrate nearly as exact quantiles do; ranks in a table of K follow the law of such tables.
-        phi, beta = optimal.resolve(method, kl=target_kl, calibration_samples=K if tails == "flat" else None)
-        phi_M = transforms.tabulate(phi, K) if tails == "flat" else phi(grid_M)
+        phi, beta = optimal.resolve(method, kl=target_kl, calibration_samples=K)
+        phi_M = transforms.tabulate(phi, K)
     raw = method in UNCALIBRATED
-    values = (grid_M, phi_M, raw, table_PK.std() if raw else 1.0, method == "raw_group_std", 1.0 / max(beta, 1.0))
+    values = (phi_M, raw, table_PK.std() if raw else 1.0, method == "raw_group_std", 1.0 / max(beta, 1.0))
     return Shaping(*(np.asarray(value, np.float32) for value in values)), beta
 
 
@@ -151,6 +148,7 @@ def run(config):
     experiment = open_experiment(config)
     prompts = encode_split(experiment, "train")
     table = load_table(config, experiment.workdir / "calibrate")
+    check_uniform(table, config.calibrate.mismatch)
     reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
     reference = load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
     section = config.align
@@ -176,7 +174,7 @@ def _align(experiment, method, prompts, table_PK, reward, reference, optimizer, 
     if (result := workdir.done(folder)) is not None:
         return result
     section, mesh = config.align, experiment.mesh
-    shaping, beta = method_shaping(method, table_PK, section.target_kl * section.kl_margin, config.calibrate.tails)
+    shaping, beta = method_shaping(method, table_PK, section.target_kl * section.kl_margin)
     shaping = jax.device_put(shaping, replicated(mesh))
     batches = make_batches(len(prompts.texts), section.prompts_per_step, config.seed, "align")
 
@@ -218,5 +216,5 @@ def _align(experiment, method, prompts, table_PK, reward, reference, optimizer, 
 
 
 def method_folder(root, method):
-    """The folder of a method's run: its name with brackets and commas made safe for file systems."""
-    return root / "align" / "".join(c if c.isalnum() or c in "-_." else "_" for c in method).strip("_")
+    """The folder of a method's run."""
+    return root / "align" / order.folder_name(method)

@@ -1,37 +1,43 @@
 """Stage `calibrate`: K reference rollouts per training prompt, scored, kept as a sorted table that says where it is from."""
 
-import time
 import io
+import time
+import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
+from infalign_jax.core.diagnostics import uniformity_test
 from infalign_jax.reporting.progress import Progress
 from infalign_jax.stages.experiment import draw, encode_split, load_policy_variables, open_experiment, texts_of
 from infalign_jax.stages.reward import open_reward, score
 from infalign_jax.training import workdir
 
 
-class Table(NamedTuple):
+class StoredTable(NamedTuple):
     """Rewards of the reference policy's rollouts, and what they were made with.
 
     rewards_PK: float32, ascending in each row; row p belongs to training prompt p.
+    held_out_PH: float32, rewards of further rollouts of the same policy, which test the table.
     truncated_P: fraction of each prompt's rollouts that were cut at the limit.
     provenance: policy, reward, seed, K and sampling, as JSON values.
     """
 
     rewards_PK: np.ndarray
+    held_out_PH: np.ndarray
     truncated_P: np.ndarray
     provenance: dict
 
 
 def make_step(experiment, variables, reward, prompts):
-    """The step `rows -> (rewards_BK, ended_BK)`: samples and scores K rollouts for some training prompts."""
+    """The step `rows -> (rewards_BR, ended_BR)`: samples and scores the rollouts of some training prompts, table and held out."""
     config = experiment.config
+    rollouts_per_prompt = config.calibrate.rollouts + config.calibrate.held_out
 
     def step(rows):
-        K = config.calibrate.rollouts
-        rollouts = draw(experiment, variables, prompts, rows, rollouts=K, purpose="calibrate")
+        rollouts = draw(experiment, variables, prompts, rows, rollouts=rollouts_per_prompt, purpose="calibrate")
         texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
         rewards = score(
             reward,
@@ -42,7 +48,7 @@ def make_step(experiment, variables, reward, prompts):
             penalty=config.sampling.penalty,
             where="calibrate",
         )
-        return rewards.reshape(-1, K), ended.reshape(-1, K)
+        return rewards.reshape(-1, rollouts_per_prompt), ended.reshape(-1, rollouts_per_prompt)
 
     return step
 
@@ -50,7 +56,9 @@ def make_step(experiment, variables, reward, prompts):
 def provenance(config):
     """What a table was made with: a table of another origin calibrates something else."""
     return {
-        "reference_policy": workdir.fingerprint([config[name].to_dict() for name in ("data", "tokenizer", "model", "sft")]),
+        "reference_policy": workdir.fingerprint(
+            [config[name].to_dict() for name in ("data", "tokenizer", "model", "sft")]
+        ),
         "reward": config.reward,
         "reward_model": workdir.fingerprint(config.reward_model.to_dict()) if config.reward == "learned" else "",
         "seed": config.seed,
@@ -65,13 +73,16 @@ def load_table(config, folder):
     Raises:
       ValueError: there is none, or it was made with another reference policy, reward, seed or K; names what differs.
     """
-    if not (folder / "table.npz").exists():
-        raise ValueError(f"there is no calibration table in {folder}; run stage calibrate first")
+    if not all((folder / name).exists() for name in ("table.npz", "provenance.json")):
+        again = f"delete {folder / 'done.json'} and " if (folder / "done.json").exists() else ""
+        raise ValueError(f"there is no calibration table in {folder}; {again}run stage calibrate first")
     made, wanted = workdir.read_json(folder / "provenance.json"), provenance(config)
     if changed := workdir.differences(made, wanted):
-        raise ValueError(f"the calibration table in {folder} is of another origin ({'; '.join(changed)}); calibrate again")
-    arrays = _read(folder / "table.npz")
-    return Table(arrays["rewards"], arrays["truncated"], made)
+        raise ValueError(
+            f"the calibration table in {folder} is of another origin ({'; '.join(changed)}); calibrate again"
+        )
+    arrays = _read(folder / "table.npz", ("rewards", "held_out", "truncated"))
+    return StoredTable(arrays["rewards"], arrays["held_out"], arrays["truncated"], made)
 
 
 def run(config):
@@ -92,18 +103,51 @@ def run(config):
             path = folder / "parts" / f"{first:08d}.npz"
             if not path.exists():
                 # The last call is filled up with prompts from the front, so that every call has one shape.
-                rewards_BK, ended_BK = step(np.arange(first, first + size) % P)
-                _write(path, rewards=rewards_BK, ended=ended_BK)
-            part = _read(path)
+                rewards_BR, ended_BR = step(np.arange(first, first + size) % P)
+                _write(path, rewards=rewards_BR, ended=ended_BR)
+            part = _read(path, ("rewards", "ended"))
             parts.append({name: array[: P - first] for name, array in part.items()})
             bar.update(min(first + size, P), {"reward": part["rewards"].mean(), "cut": 1 - part["ended"].mean()})
-    rewards_PK, ended_PK = (np.concatenate([part[name] for part in parts]) for name in ("rewards", "ended"))
-    _write(folder / "table.npz", rewards=np.sort(rewards_PK, axis=1), truncated=1.0 - ended_PK.mean(1))
+    rewards_PR, ended_PR = (np.concatenate([part[name] for part in parts]) for name in ("rewards", "ended"))
+    rewards_PK, held_out_PH = np.split(rewards_PR, [config.calibrate.rollouts], axis=1)
+    arrays = {"rewards": np.sort(rewards_PK, axis=1), "held_out": held_out_PH, "truncated": 1.0 - ended_PR.mean(1)}
+    _write(folder / "table.npz", **arrays)
     workdir.write_json(folder / "provenance.json", provenance(config))
-    distinct = np.mean([len(np.unique(row)) for row in rewards_PK]) / rewards_PK.shape[1]
-    return workdir.finish(
-        folder,
-        {"prompts": P, "rollouts": rewards_PK.shape[1], "truncated": 1.0 - ended_PK.mean(), "distinct": distinct}, started)
+    uniformity = uniformity_test(held_out_PH, rewards_PK, groups=prompts.groups, seed=config.seed)
+    numbers = {
+        "prompts": P,
+        "rollouts": config.calibrate.rollouts,
+        "truncated": 1.0 - ended_PR.mean(),
+        "distinct_rewards": np.mean([len(np.unique(row)) for row in rewards_PK]) / rewards_PK.shape[1],
+        "uniformity_p_value": uniformity.p_value,
+        "uniformity_p_by_group": uniformity.p_by_group,
+    }
+    return workdir.finish(folder, numbers, started)
+
+
+def check_uniform(table, mismatch, level=1e-4):
+    """Warns, or refuses, when held-out reference rollouts are not calibrated by a table.
+
+    Args:
+      table: `StoredTable`.
+      mismatch: 'warn', 'refuse' or 'ignore'.
+      level: p-value of the uniformity test below which the table is not believed.
+
+    Raises:
+      ValueError: under 'refuse', with what to check.
+    """
+    if mismatch == "ignore":
+        return
+    p_value = uniformity_test(table.held_out_PH, table.rewards_PK).p_value
+    if p_value >= level:
+        return
+    message = (
+        f"the calibration table does not fit the reference policy: calibrated rewards of held-out reference rollouts are "
+        f"not uniform (p = {p_value:.1g}); check that table and rollouts are of the same policy, reward and sampling"
+    )
+    if mismatch == "refuse":
+        raise ValueError(message)
+    logging.warning(message)
 
 
 def _write(path, **arrays):
@@ -115,6 +159,16 @@ def _write(path, **arrays):
     temporary.replace(path)
 
 
-def _read(path):
-    with np.load(io.BytesIO(path.read_bytes())) as arrays:
-        return dict(arrays)
+def _read(path, names):
+    """The arrays of a file. Raises ValueError, with how to mend it, if it is damaged or holds what no reward is."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
+            arrays = {name: arrays[name] for name in names}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("it holds values that are not finite")
+    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        made = "" if path.parent.name == "parts" else f" and {path.parent / 'done.json'}"
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it{made} and start again: what is missing is made anew"
+        ) from error
+    return arrays

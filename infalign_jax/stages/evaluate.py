@@ -1,8 +1,8 @@
 """Stage `evaluate`: inference-time win rates of all methods at equal KL, measured on held-out prompts."""
 
-import time
 import importlib.metadata
 import platform
+import time
 
 import jax
 import numpy as np
@@ -12,14 +12,13 @@ from infalign_jax.core.calibration import calibrate
 from infalign_jax.core.winrate import win_rate_per_prompt
 from infalign_jax.reporting import figures, html, records, tables
 from infalign_jax.reporting.progress import Progress
+from infalign_jax.stages import order
 from infalign_jax.stages.align import UNCALIBRATED, method_folder
 from infalign_jax.stages.calibrate import load_table
-from infalign_jax.stages.experiment import draw, encode_split, load_policy_variables, open_experiment, texts_of
+from infalign_jax.stages.experiment import encode_split, load_policy_variables, open_experiment
 from infalign_jax.stages.measure import at_equal_kl, interpolate, make_step
-from infalign_jax.stages.reward import open_reward, score
+from infalign_jax.stages.reward import open_reward
 from infalign_jax.training import workdir
-
-HELD_OUT = 16  # fresh reference rollouts per training prompt that test the calibration table
 
 
 def run(config):
@@ -27,9 +26,9 @@ def run(config):
     started = time.monotonic()
     experiment = open_experiment(config)
     folder, section = experiment.workdir / "evaluate", config.evaluate
-    asked = workdir.fingerprint([section.to_dict(), config.judge, list(config.align.methods)])
+    asked = order.evaluation_asked(config)
     result = workdir.done(folder)
-    if result is not None and result["asked"] == asked:
+    if result is not None and result.get("asked") == asked:
         return result
     table = load_table(config, experiment.workdir / "calibrate")
     prompts = encode_split(experiment, "test")
@@ -54,7 +53,7 @@ def run(config):
         "comparisons": _comparisons(config, curves, base),
         "theory": _theory(config, max(m.kl_P.mean() for curve in curves.values() for m in curve)),
         "kl_by_group": _kl_by_group(curves, prompts),
-        "calibration": _reliability(experiment, table, reference),
+        "calibration": _reliability(config, table, encode_split(experiment, "train").groups),
         "samples": _samples(config, curves, base, prompts),
         "summary": _summary(experiment, curves, base),
     }
@@ -171,31 +170,18 @@ def _kl_by_group(curves, prompts):
     return rows
 
 
-def _reliability(experiment, table, reference):
-    """Histogram of u of fresh reference rollouts on the training prompts against the stored table: uniform if it is right."""
-    config = experiment.config
-    prompts = encode_split(experiment, "train")
-    reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
-    P, size, parts = len(prompts.texts), config.calibrate.prompts_per_call, []
-    for first in range(0, P, size):
-        rows = np.arange(first, first + size) % P
-        rollouts = draw(experiment, reference, prompts, rows, rollouts=HELD_OUT, purpose="evaluate/held_out")
-        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
-        rewards = score(
-            reward, texts, completions, ended, truncated=config.sampling.truncated, penalty=config.sampling.penalty,
-            where="evaluate, calibration",
-        )  # fmt: skip
-        parts.append(rewards.reshape(-1, HELD_OUT)[: P - first])
-    u_PR = np.asarray(calibrate(np.concatenate(parts), table.rewards_PK, is_sorted=True, tails=config.calibrate.tails))
-    edges = _equal_bins(config.calibrate.rollouts)
-    groups = np.array(prompts.groups)
-    counts = {group: np.histogram(u_PR[groups == group], edges)[0].tolist() for group in dict.fromkeys(prompts.groups)}
+def _reliability(config, table, groups):
+    """Histogram of u of the table's held-out reference rollouts: uniform if the calibration is right."""
+    u_PH = np.asarray(calibrate(table.held_out_PH, table.rewards_PK, is_sorted=True))
+    edges, groups = _equal_bins(config.calibrate.rollouts), np.array(groups)
     return {
         "bins": edges.tolist(),
-        "counts_by_group": counts,
-        "counts": np.histogram(u_PR, edges)[0].tolist(),
-        "expected": u_PR.size / (len(edges) - 1),
-        "note": f"{HELD_OUT} fresh reference rollouts per training prompt, calibrated with the stored table",
+        "counts_by_group": {
+            g: np.histogram(u_PH[groups == g], edges)[0].tolist() for g in dict.fromkeys(groups.tolist())
+        },
+        "counts": np.histogram(u_PH, edges)[0].tolist(),
+        "expected": u_PH.size / (len(edges) - 1),
+        "note": f"{u_PH.shape[1]} reference rollouts per training prompt that are not in the table, calibrated with it",
         "K": config.calibrate.rollouts,
     }
 

@@ -1,5 +1,6 @@
 """What every stage starts from: the data, the tokeniser, the model and the mesh of one config."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +10,13 @@ from etils import epath
 from infalign_jax.data import dataset as datasets
 from infalign_jax.data import tokenizer as tokenizers
 from infalign_jax.data.tokenize import decode_completions, encode_pairs, encode_prompts
+from infalign_jax.models import config as model_config
 from infalign_jax.models import transformer
 from infalign_jax.models.sharding import logical_axes
-from infalign_jax.models import config as model_config
 from infalign_jax.sampling.sampler import sample
-from infalign_jax.training import checkpoints, mesh as meshes
+from infalign_jax.training import checkpoints
+from infalign_jax.training import mesh as meshes
+from infalign_jax.training import workdir as workdirs
 from infalign_jax.training.seeds import key_for
 
 
@@ -47,12 +50,49 @@ def open_experiment(config):
     Raises:
       ValueError: anything in the config or data that cannot work, named, before any compile.
     """
-    workdir = epath.Path(config.workdir)
+    workdir, mesh = epath.Path(config.workdir), meshes.make_mesh(config.mesh)
     options = {name: config.data[name] for name in datasets.options_of(config.data.name)}
     dataset = datasets.load(config.data.name, path=config.data.path, seed=config.seed, **options)
+    _check_data(config, dataset)
+    _check_unchanged(workdir / "data.json", dataset)
     tokenizer = _open_tokenizer(config.tokenizer, workdir / "tokenizer", dataset)
     model = model_config.from_dict({**config.model, "vocab_size": tokenizer.vocab_size})
-    return Experiment(config, workdir, dataset, tokenizer, model, meshes.make_mesh(config.mesh))
+    return Experiment(config, workdir, dataset, tokenizer, model, mesh)
+
+
+def _check_data(config, dataset):
+    """Raises ValueError if the data lacks what some stage will need: said before the first one, not after hours."""
+    learned = [key for key in ("reward", "judge") if config[key] == "learned"]
+    needs = {
+        "demonstrations (stage sft)": dataset.demonstrations,
+        "training prompts (stages calibrate and align)": dataset.train_prompts,
+        "held-out prompts (stage evaluate)": dataset.test_prompts,
+        "preference pairs (config.reward is 'learned')": "reward" not in learned or dataset.preferences,
+        "preference pairs for a judge (config.judge is 'learned')": "judge" not in learned or dataset.judge_preferences,
+    }
+    for what, rows in needs.items():
+        if not rows:
+            raise ValueError(f"data source {config.data.name!r} (config.data.path {config.data.path!r}) has no {what}")
+    for key in ("reward", "judge"):
+        if config[key] == "gold" and dataset.judge is None:
+            other = "'learned' or 'module:function'" + (" or 'none'" if key == "judge" else "")
+            raise ValueError(
+                f"config.{key} is 'gold', and data source {config.data.name!r} has no gold reward; choose {other}"
+            )
+
+
+def _check_unchanged(path, dataset):
+    """Raises ValueError if a workdir's data are not those its first stage saw: its results would not belong together."""
+    digest = hashlib.sha256()
+    for text in (*dataset.texts(), *(prompt.text for prompt in dataset.test_prompts)):
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    found = {"sha256": digest.hexdigest()}
+    if not path.exists():
+        workdirs.write_json(path, found)
+    elif workdirs.read_json(path) != found:
+        raise ValueError(
+            f"the data have changed since workdir {path.parent} was made; restore them, or choose another --workdir"
+        )
 
 
 def _open_tokenizer(section, folder, dataset):

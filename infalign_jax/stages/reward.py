@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import traceback
 
 import jax
 import numpy as np
@@ -21,13 +22,31 @@ def python_reward(spec):
     """The function named by 'module:function', called as `f(prompts, completions) -> rewards`.
 
     Raises:
-      ValueError: no such module or function.
+      ValueError: no such module or function, or a module that fails to import; the function itself raises ValueError for
+        whatever the user's code raises, with the line it came from.
     """
     module, _, name = spec.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward is {spec!r}: {error}") from error
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        raise ValueError(f"{spec!r} cannot be imported: {describe(error)}") from error
+    if not callable(function):
+        raise ValueError(f"{spec!r} is {type(function).__name__}, not a function")
+
+    def reward(prompts, completions):
+        try:
+            return function(prompts, completions)
+        except Exception as error:
+            raise ValueError(f"the reward {spec!r} raised {describe(error)}") from error
+
+    return reward
+
+
+def describe(error):
+    """An error of someone else's code in one line: type, words, file and line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words} ({frame.filename}:{frame.lineno})"
 
 
 def score(reward, prompts, completions, ended, *, truncated, penalty, where):
@@ -49,7 +68,7 @@ def score(reward, prompts, completions, ended, *, truncated, penalty, where):
     Raises:
       ValueError: the reward returned another number of values, or one that is not finite; names the prompt.
     """
-    rewards = np.asarray(reward(prompts, completions), np.float32)
+    rewards = _as_numbers(reward(prompts, completions), where)
     if rewards.shape != (len(prompts),):
         raise ValueError(f"{where}: the reward returned shape {rewards.shape} for {len(prompts)} completions")
     bad = np.flatnonzero(~np.isfinite(rewards))
@@ -65,6 +84,17 @@ def score(reward, prompts, completions, ended, *, truncated, penalty, where):
     if truncated == "lowest":
         return np.where(cut, LOWEST, rewards)
     return rewards
+
+
+def _as_numbers(values, where):
+    try:
+        rewards = np.asarray(values)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"{where}: the reward returned {type(values).__name__} that is no row of numbers") from error
+    if rewards.dtype.kind in "OSUcmM":
+        raise ValueError(f"{where}: the reward returned values of type {rewards.dtype}; they must be numbers")
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused as that
+        return rewards.astype(np.float32)
 
 
 def open_reward(experiment, kind, model_folder):
@@ -85,7 +115,9 @@ def open_reward(experiment, kind, model_folder):
     if kind != "gold":
         raise ValueError(f"reward is {kind!r}; legal are 'gold', 'learned' and 'module:function'")
     if experiment.dataset.judge is None:
-        raise ValueError(f"data source {experiment.config.data.name!r} has no gold reward; choose 'learned' or 'module:function'")
+        raise ValueError(
+            f"data source {experiment.config.data.name!r} has no gold reward; choose 'learned' or 'module:function'"
+        )
     return experiment.dataset.judge
 
 

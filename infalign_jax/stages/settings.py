@@ -1,7 +1,5 @@
 """What a config may say: every key's legal values, checked before anything is loaded or compiled."""
 
-import math
-
 from ml_collections import ConfigDict
 
 from infalign_jax.core import optimal, procedures
@@ -9,46 +7,11 @@ from infalign_jax.core.calibration import QUANTILES
 from infalign_jax.data.dataset import SOURCES
 from infalign_jax.data.tokenize import ON_LONG
 from infalign_jax.data.tokenizer import MODEL_TYPES
+from infalign_jax.models import config as model_config
+from infalign_jax.stages import order
 from infalign_jax.stages.align import UNCALIBRATED
-from infalign_jax.stages.reward import TRUNCATED
-
-
-def whole(low):
-    """Integers of at least `low`."""
-    return (lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low), f"an integer of at least {low}"
-
-
-def real(low, high=math.inf, *, open_low=False):
-    """Finite numbers between `low` and `high`; without `low` itself if `open_low`."""
-
-    def legal(v):
-        number = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-        return number and v <= high and (v > low if open_low else v >= low)
-
-    bounds = f"{'above' if open_low else 'of at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
-    return legal, f"a finite number {bounds}"
-
-
-def one_of(*names):
-    """One of some words."""
-    return (lambda v: v in names), "one of " + ", ".join(map(repr, names))
-
-
-def tuple_of(rule):
-    """A sequence whose entries all obey a rule, each given once."""
-    legal, words = rule
-    return (lambda v: isinstance(v, (tuple, list)) and len(set(v)) == len(v) and all(map(legal, v))), f"a tuple of different values, each {words}"
-
-
-def text():
-    """Any string."""
-    return (lambda v: isinstance(v, str)), "a string"
-
-
-def flag():
-    """True or False."""
-    return (lambda v: isinstance(v, bool)), "True or False"
-
+from infalign_jax.stages.reward import TRUNCATED, python_reward
+from infalign_jax.stages.rules import devices, flag, one_of, real, text, tuple_of, whole
 
 _TRAINING = {
     "steps": whole(1),
@@ -58,9 +21,9 @@ _TRAINING = {
 }
 RULES = {
     "seed": whole(0),
-    "reward": text(),
-    "judge": text(),
-    "workdir": text(),
+    "reward": text(1),
+    "judge": text(1),
+    "workdir": text(1),
     "data": {
         "name": one_of(*SOURCES),
         "path": text(),
@@ -90,13 +53,13 @@ RULES = {
         "dtype": one_of("float32", "bfloat16"),
         "remat": one_of("none", "dots", "layer"),
     },
-    "mesh": {axis: (lambda v: isinstance(v, int) and (v >= 1 or v == -1), "-1 or an integer of at least 1") for axis in ("data", "fsdp", "tensor")},
+    "mesh": {"data": devices(), "fsdp": devices(), "tensor": devices()},
     "sft": _TRAINING,
     "reward_model": _TRAINING,
     "sampling": {"temperature": real(0, open_low=True), "truncated": one_of(*TRUNCATED), "penalty": real(0)},
-    "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES)},
+    "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES), "held_out": whole(1), "mismatch": one_of("warn", "refuse", "ignore")},
     "align": {
-        "methods": tuple_of(text()),
+        "methods": tuple_of(text(1), least=1),
         "steps": whole(1),
         "prompts_per_step": whole(1),
         "rollouts": whole(2),
@@ -115,7 +78,7 @@ RULES = {
         "prompts_per_call": whole(1),
         "best_of": tuple_of(whole(1)),
         "worst_of": tuple_of(whole(1)),
-        "headline": text(),
+        "headline": text(1),
         "curve": tuple_of(real(0, 1.1, open_low=True)),
         "kl_tolerance": real(0, 1, open_low=True),
         "show": whole(0),
@@ -142,12 +105,16 @@ def _check_section(values, rules, prefix):
     for key in sorted({*values, *rules}):
         name = f"config.{prefix}{key}"
         if key not in rules:
-            raise ValueError(f"{name} is not a key of configs/base.py; {prefix or 'the config'} has {', '.join(sorted(rules))}")
+            raise ValueError(
+                f"{name} is not a key of configs/base.py; {f'config.{prefix}'[:-1]} has {', '.join(sorted(rules))}"
+            )
         if key not in values:
             raise ValueError(f"{name} is missing; start the recipe from configs/base.py")
         if isinstance(rules[key], dict):
             if not isinstance(values[key], dict):
-                raise ValueError(f"{name} is {values[key]!r}; it is a section with the keys {', '.join(sorted(rules[key]))}")
+                raise ValueError(
+                    f"{name} is {values[key]!r}; it is a section with the keys {', '.join(sorted(rules[key]))}"
+                )
             _check_section(values[key], rules[key], f"{prefix}{key}.")
         elif not rules[key][0](values[key]):
             raise ValueError(f"{name} is {values[key]!r}; it must be {rules[key][1]}")
@@ -156,11 +123,24 @@ def _check_section(values, rules, prefix):
 def _check_names(config):
     """Names that are looked up: rewards, methods, procedures."""
     for key, legal in (("reward", ("gold", "learned")), ("judge", ("gold", "learned", "none"))):
-        if config[key] not in legal and ":" not in config[key]:
-            raise ValueError(f"config.{key} is {config[key]!r}; legal are {', '.join(map(repr, legal))} and 'module:function'")
+        if ":" in config[key]:
+            _named(key, config[key], python_reward)
+        elif config[key] not in legal:
+            legal = ", ".join(map(repr, legal))
+            raise ValueError(f"config.{key} is {config[key]!r}; legal are {legal} and 'module:function'")
+    kl, folders = config.align.target_kl * config.align.kl_margin, {}
     for method in config.align.methods:
         if method not in UNCALIBRATED:
-            _named("align.methods", method, lambda name: optimal.resolve(name, kl=config.align.target_kl, calibration_samples=config.calibrate.rollouts))
+            _named(
+                "align.methods",
+                method,
+                lambda m: optimal.resolve(m, kl=kl, calibration_samples=config.calibrate.rollouts),
+            )
+        other = folders.setdefault(order.folder_name(method), method)
+        if other != method:
+            raise ValueError(
+                f"config.align.methods has {other!r} and {method!r}, whose results would share a folder; keep one"
+            )
     _named("evaluate.headline", config.evaluate.headline, procedures.from_name)
 
 
@@ -168,19 +148,33 @@ def _named(key, name, parse):
     try:
         parse(name)
     except ValueError as error:
-        raise ValueError(f"config.{key} has {name!r}: {error}; methods without calibration are {', '.join(UNCALIBRATED)}") from error
+        uncalibrated = f"; methods without calibration are {', '.join(UNCALIBRATED)}" if key == "align.methods" else ""
+        raise ValueError(f"config.{key} has {name!r}: {error}{uncalibrated}") from error
 
 
 def _check_together(config):
     """Keys that must fit each other."""
+    try:
+        model_config.from_dict({**config.model, "vocab_size": config.tokenizer.vocab_size})
+    except ValueError as error:
+        raise ValueError(f"config.{error}") from error
+    if (free := [axis for axis, size in config.mesh.items() if size == -1])[1:]:
+        raise ValueError(
+            f"config.mesh.{free[0]} and config.mesh.{free[1]} are -1; only one axis can take all devices left"
+        )
     section = config.evaluate
     for key in ("best_of", "worst_of"):
         for n in section[key]:
             if n > section.samples:
-                raise ValueError(f"config.evaluate.{key} has {n}, but config.evaluate.samples draws only {section.samples} responses")
-    kind, _, n = procedures.from_name(section.headline).name.rstrip(")").partition("(")
-    if not (kind == "standard" or (kind in ("best_of", "worst_of") and int(n) in section[kind])):
-        raise ValueError(f"config.evaluate.headline is {section.headline!r}; it must be among the procedures evaluated")
+                raise ValueError(
+                    f"config.evaluate.{key} has {n}, but config.evaluate.samples draws only {section.samples} responses"
+                )
+    evaluated = [f"{key}({n})" for key in ("best_of", "worst_of") for n in section[key]]
+    if procedures.from_name(section.headline).name not in ("standard", *evaluated):
+        legal = ", ".join(map(repr, ("standard", *evaluated)))
+        raise ValueError(
+            f"config.evaluate.headline is {section.headline!r}; it must be among the procedures evaluated: {legal}"
+        )
     if config.sampling.truncated == "lowest" and (raw := [m for m in config.align.methods if m in UNCALIBRATED]):
         raise ValueError(
             f"config.sampling.truncated is 'lowest' (lowest calibrated reward), and {raw[0]!r} in config.align.methods "

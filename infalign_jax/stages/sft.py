@@ -1,14 +1,14 @@
 """Stage `sft`: the reference policy, by next-token training on demonstrations."""
 
-import time
 import functools
+import time
 
 import jax.numpy as jnp
 
 from infalign_jax.core.masking import masked_mean
 from infalign_jax.models import transformer
 from infalign_jax.sampling.log_probs import token_log_probs
-from infalign_jax.stages.experiment import encode_examples, open_experiment, variable_shardings
+from infalign_jax.stages.experiment import encode_examples, encode_split, open_experiment, variable_shardings
 from infalign_jax.training import workdir
 from infalign_jax.training.seeds import key_for
 from infalign_jax.training.supervised import fit, make_supervised_step
@@ -48,7 +48,11 @@ def run(config):
         return result
     if not demonstrations:
         raise ValueError(f"data source {config.data.name!r} has no demonstrations; stage sft needs some")
-    encoded = encode_examples(experiment, [row.prompt for row in demonstrations], [row.response for row in demonstrations])
+    encoded = encode_examples(
+        experiment, [row.prompt for row in demonstrations], [row.response for row in demonstrations]
+    )
+    if config.data.long_prompts == "error":  # said now, not when a later stage meets the prompt
+        encode_split(experiment, "train"), encode_split(experiment, "test")
     arrays = {
         "prompt_tokens": encoded.prompt_tokens_NS,
         "prompt_lengths": encoded.prompt_lengths_N,

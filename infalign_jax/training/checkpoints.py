@@ -28,16 +28,32 @@ def save(manager, step, state):
 
 
 def restore_latest(manager, abstract_state):
-    """The newest checkpoint that can be read, already in the shardings of `abstract_state`, or None.
+    """The newest checkpoint that can be read, already in the shardings of `abstract_state`; None if there are none.
 
     A checkpoint that cannot be read (a truncated file, say) is named and the one before it is taken.
+
+    Raises:
+      ValueError: there are checkpoints and none can be read: starting over is for the user to decide.
     """
+    error = None
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             return manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
-        except Exception as error:  # noqa: BLE001  whatever is wrong with this file, the one before it may be whole
-            logging.error("checkpoint %s/%d cannot be read (%s); trying the one before it", manager.directory, step, error)
+        except Exception as caught:
+            error = caught
+            logging.error(
+                "checkpoint %s/%d cannot be read (%s); trying the one before it", manager.directory, step, error
+            )
+    if error is not None:
+        raise ValueError(
+            f"no checkpoint in {manager.directory} can be read ({_first_line(error)}); delete that folder to begin the "
+            "stage anew, or restore it"
+        ) from error
     return None
+
+
+def _first_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def abstract(state, shardings):
@@ -55,10 +71,15 @@ def load_variables(folder, abstract_variables):
     """Reads the variables of a finished stage into the shardings of `abstract_variables`.
 
     Raises:
-      ValueError: there are none in `folder`.
+      ValueError: there are none in `folder`, they cannot be read, or they are of another model.
     """
     folder = epath.Path(folder).resolve()
+    again = f"delete {folder.parent / 'done.json'} and run that stage again: it goes on from its last checkpoint"
     if not folder.exists():
-        raise ValueError(f"there are no parameters in {folder}; run the stage that makes them first")
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder, abstract_variables)
+        advice = again if (folder.parent / "done.json").exists() else "run the stage that makes them first"
+        raise ValueError(f"there are no parameters in {folder}; {advice}")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder, abstract_variables)
+    except Exception as error:  # a storage library has many ways to fail
+        raise ValueError(f"the parameters in {folder} cannot be read ({_first_line(error)}); {again}") from error

@@ -22,11 +22,12 @@ RULES = {
 }
 
 
-def make_mesh(sizes):
-    """A mesh over all devices with the axes `data`, `fsdp`, `tensor`.
+def make_mesh(sizes, devices=None):
+    """A mesh with the axes `data`, `fsdp`, `tensor`.
 
     Args:
       sizes: mapping from axis name to its number of devices; one of them may be -1 and takes all that are left.
+      devices: the devices to use, all by default.
 
     Returns:
       `jax.sharding.Mesh` with automatic (GSPMD) axes.
@@ -34,14 +35,15 @@ def make_mesh(sizes):
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
-    devices, shape = jax.device_count(), [int(sizes[axis]) for axis in AXES]
+    devices = jax.devices() if devices is None else devices
+    shape = [int(sizes[axis]) for axis in AXES]
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise ValueError(f"mesh is {dict(zip(AXES, shape, strict=True))}; sizes are >= 1, and -1 at most once")
+        raise ValueError(f"config.mesh is {dict(zip(AXES, shape, strict=True))}; sizes are >= 1, and -1 at most once")
     if -1 in shape:
-        shape[shape.index(-1)] = max(devices // -int(np.prod(shape)), 1)
-    if int(np.prod(shape)) != devices:
-        raise ValueError(f"mesh is {dict(zip(AXES, shape, strict=True))}, but there are {devices} devices")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        shape[shape.index(-1)] = max(len(devices) // -int(np.prod(shape)), 1)
+    if int(np.prod(shape)) != len(devices):
+        raise ValueError(f"config.mesh is {dict(zip(AXES, shape, strict=True))}, but there are {len(devices)} devices")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def spec(logical_axes, shape, mesh):

@@ -23,7 +23,7 @@ def write_json(path, value):
     """Writes JSON so that a reader sees the old file or the new one, never half of it (rename is atomic)."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / (path.name + ".tmp")
+    temporary = path.parent / f"{path.name}.tmp{jax.process_index() or ''}"  # the hosts of a pod share the folder
     temporary.write_text(json.dumps(value, indent=1, default=float, allow_nan=False) + "\n")
     temporary.replace(path)
 
