@@ -24,6 +24,14 @@ _CONFIGS = {
     "qwen": TransformerConfig(**_SIZES, attention_bias=True, tied_embeddings=False),
 }  # fmt: skip
 _LENGTHS = jnp.array([7, 3, 1])
+# Compiled once for each config and shape, by all the tests together.
+_forward, _forward_shared, _completion_states, _prefill, _reward, _unembed = (
+    jax.jit(function, static_argnums=0)
+    for function in (
+        transformer.forward, transformer.forward_shared, transformer.completion_states, transformer.prefill,
+        heads.reward, transformer.unembed,
+    )
+)  # fmt: skip
 _B, _R, _S, _C = 3, 2, 7, 6
 
 
@@ -43,7 +51,7 @@ def _setup(name):
 def _unshared(config, variables, prompts, completions):
     """Each rollout on its own: prompt and completion in one left-padded row, so that only `forward` is used."""
     rows = jnp.concatenate([jnp.repeat(prompts, _R, axis=0), completions.reshape(_B * _R, _C)], axis=1)
-    hidden = transformer.forward(config, variables, rows, jnp.repeat(_LENGTHS, _R) + _C)
+    hidden = _forward(config, variables, rows, jnp.repeat(_LENGTHS, _R) + _C)
     return hidden.reshape(_B, _R, _S + _C, -1)
 
 
@@ -54,10 +62,10 @@ def test_shared_prompt_gives_values_and_gradients_of_separate_rows(name):
 
     def loss(variables, shared):
         if shared:
-            hidden = transformer.forward_shared(config, variables, prompts, _LENGTHS, completions)
+            hidden = _forward_shared(config, variables, prompts, _LENGTHS, completions)
         else:
             hidden = _unshared(config, variables, prompts, completions)[:, :, _S - 1 : -1]
-        return jnp.sum(weights * jax.nn.log_softmax(transformer.unembed(config, variables, hidden)))
+        return jnp.sum(weights * jax.nn.log_softmax(_unembed(config, variables, hidden)))
 
     (one, one_grad), (two, two_grad) = (
         jax.jit(jax.value_and_grad(loss), static_argnums=1)(variables, s) for s in (1, 0)
@@ -72,10 +80,10 @@ def test_shared_prompt_gives_values_and_gradients_of_separate_rows(name):
 def test_cached_decoding_and_states_at_tokens_equal_the_full_pass(name):
     config, variables, prompts, completions = _setup(name)
     full = _unshared(config, variables, prompts, completions)
-    states = transformer.completion_states(config, variables, prompts, _LENGTHS, completions)
+    states = _completion_states(config, variables, prompts, _LENGTHS, completions)
     np.testing.assert_allclose(states, full[:, :, _S:], atol=2e-5)
 
-    hidden, prompt_cache = transformer.prefill(config, variables, prompts, _LENGTHS)
+    hidden, prompt_cache = _prefill(config, variables, prompts, _LENGTHS)
     np.testing.assert_allclose(hidden, full[:, 0, _S - 1], atol=2e-5)
     cache = transformer.empty_completion_cache(config, _B, _R, _C)
     decode = jax.jit(functools.partial(transformer.decode, config), static_argnames="slots")
@@ -92,17 +100,15 @@ def test_padding_influences_nothing(name):
     padded = jnp.arange(_S) < _S - _LENGTHS[:, None]
     other = jnp.where(padded, (prompts + 5) % config.vocab_size, prompts)
     same = functools.partial(np.testing.assert_array_equal)
-    passes = [transformer.forward_shared(config, variables, p, _LENGTHS, completions) for p in (prompts, other)]
+    passes = [_forward_shared(config, variables, p, _LENGTHS, completions) for p in (prompts, other)]
     same(*passes)
-    same(*[transformer.prefill(config, variables, p, _LENGTHS)[0] for p in (prompts, other)])
-    full = [transformer.forward(config, variables, p, _LENGTHS) for p in (prompts, other)]
+    same(*[_prefill(config, variables, p, _LENGTHS)[0] for p in (prompts, other)])
+    full = [_forward(config, variables, p, _LENGTHS) for p in (prompts, other)]
     same(*[jnp.where(padded[..., None], 0, x) for x in full])
 
     # Wider padding moves a prompt to other slots, and nothing else.
     wide = jnp.pad(prompts, [(0, 0), (4, 0)], constant_values=2)
-    np.testing.assert_allclose(
-        transformer.forward_shared(config, variables, wide, _LENGTHS, completions), passes[0], atol=2e-5
-    )
+    np.testing.assert_allclose(_forward_shared(config, variables, wide, _LENGTHS, completions), passes[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["plain", "gemma3"])
@@ -115,7 +121,7 @@ def test_gradients_show_who_sees_whom(name):
 
     def hidden(table):
         tree = {"params": {**variables["params"], "embed": {"embedding": table}}}
-        return transformer.forward(config, tree, tokens, jnp.array([length]))[0].sum(axis=-1)
+        return _forward(config, tree, tokens, jnp.array([length]))[0].sum(axis=-1)
 
     jacobian = jax.jacobian(hidden)(variables["params"]["embed"]["embedding"])[:, :length]
     influence = np.abs(np.asarray(jacobian)).sum(axis=-1) > 0
@@ -132,8 +138,8 @@ def test_grouped_query_attention_equals_repeated_heads():
         layers[name] = {"kernel": jnp.repeat(layers[name]["kernel"], repeat, axis=2)}
     full = {"params": {**variables["params"], "layers": layers}}
     np.testing.assert_allclose(
-        transformer.forward(config.replace(num_kv_heads=config.num_heads), full, prompts, _LENGTHS),
-        transformer.forward(config, variables, prompts, _LENGTHS),
+        _forward(config.replace(num_kv_heads=config.num_heads), full, prompts, _LENGTHS),
+        _forward(config, variables, prompts, _LENGTHS),
         atol=2e-5,
     )
 
@@ -142,13 +148,13 @@ def test_reward_reads_the_last_token_and_shares_the_prompt():
     config, _, prompts, completions = _setup("gemma2")
     variables = heads.init(config, jax.random.key(5))
     lengths = jnp.array([[6, 1], [2, 4], [3, 5]])
-    reward = jax.jit(functools.partial(heads.reward, config))
+    reward = functools.partial(_reward, config)
     rewards = reward(variables, prompts, _LENGTHS, completions, lengths)
     head = variables["params"]["reward_head"]
     for b in range(_B):
         for r in range(_R):
             row = jnp.concatenate([prompts[b, _S - _LENGTHS[b] :], completions[b, r, : lengths[b, r]]])[None]
-            last = transformer.forward(config, variables, row, jnp.array([row.shape[1]]))[0, -1]
+            last = _forward(config, variables, row, jnp.array([row.shape[1]]))[0, -1]
             np.testing.assert_allclose(rewards[b, r], last @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
     after = jnp.arange(_C) >= lengths[..., None]
     np.testing.assert_array_equal(
@@ -166,9 +172,9 @@ def test_adapters_add_a_low_rank_matrix_to_the_kernel():
     layers = dict(variables["params"]["layers"])
     layers["q"] = {"kernel": layers["q"]["kernel"] + 0.5 * jnp.einsum("ldr,lrnh->ldnh", a, b)}
     merged = {"params": {**variables["params"], "layers": layers}}
-    hidden = transformer.forward(config, adapted, prompts, _LENGTHS)
-    np.testing.assert_allclose(hidden, transformer.forward(config, merged, prompts, _LENGTHS), atol=1e-4)
-    assert float(jnp.abs(hidden - transformer.forward(config, variables, prompts, _LENGTHS)).max()) > 0.1
+    hidden = _forward(config, adapted, prompts, _LENGTHS)
+    np.testing.assert_allclose(hidden, _forward(config, merged, prompts, _LENGTHS), atol=1e-4)
+    assert float(jnp.abs(hidden - _forward(config, variables, prompts, _LENGTHS)).max()) > 0.1
     axes = sharding.logical_axes(adapted)
     assert axes["lora"]["layers"]["q"] == {
         "a": ("layers", "embed", "lora"),
@@ -178,8 +184,8 @@ def test_adapters_add_a_low_rank_matrix_to_the_kernel():
 
 def test_bfloat16_stays_near_float32():
     config, variables, prompts, _ = _setup("gemma2")
-    full = transformer.forward(config, variables, prompts, _LENGTHS)
-    half = transformer.forward(config.replace(dtype="bfloat16"), variables, prompts, _LENGTHS)
+    full = _forward(config, variables, prompts, _LENGTHS)
+    half = _forward(config.replace(dtype="bfloat16"), variables, prompts, _LENGTHS)
     assert half.dtype == jnp.bfloat16
     real = np.arange(_S) >= _S - np.asarray(_LENGTHS)[:, None]
     error = np.abs(np.asarray(half, np.float32) - np.asarray(full))[real]

@@ -6,6 +6,7 @@ completion's slot c has position length + c. Nothing that is padding can influen
 are those after the final norm; `unembed` turns them into logits. All of it is differentiable in `variables`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.models import attention, rope
-from infalign_jax.models.layers import Layer, RMSNorm, embedding_initializer
+from infalign_jax.models.layers import Layer, RMSNorm
 
 _NO_WINDOW = 1 << 30
 _CHECKPOINT_POLICIES = {
@@ -32,26 +33,39 @@ class Cache(NamedTuple):
     values: jax.Array
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(config, key):
-    """Fresh variables {'params': ...} in config.param_dtype; can be traced by jit and eval_shape."""
-    embed_key, layers_key, head_key = jax.random.split(key, 3)
+    """Fresh variables {'params': ...} in config.param_dtype; can be traced by jit and eval_shape.
+
+    Matrices are normal with variance 1 / (inputs), those that write to the residual stream 1 / (2L · inputs), so that
+    its scale does not grow with depth. One draw serves them all: XLA takes half a second to compile each.
+    """
     dtype = jnp.dtype(config.param_dtype)
     x_BXD = jnp.zeros((1, 1, config.embed_dim), jnp.dtype(config.dtype))
     cos, sin = (table[0] for table in rope.rotations(config, jnp.zeros((1, 1), jnp.int32)))
-
-    def init_layer(layer_key):
-        return Layer(config).init(layer_key, x_BXD, cos, sin, lambda q, k, v: (q, None))["params"]
-
-    table = embedding_initializer(config)(embed_key, (config.vocab_size, config.embed_dim), dtype)
+    layer = Layer(config).init(key, x_BXD, cos, sin, lambda q, k, v: (q, None))["params"]
     params = {
-        "embed": {"embedding": table},
-        "layers": jax.vmap(init_layer)(jax.random.split(layers_key, config.num_layers)),
-        "final_norm": RMSNorm(config).init(head_key, x_BXD)["params"],
+        "embed": {"embedding": jnp.zeros((config.vocab_size, config.embed_dim), dtype)},
+        "layers": jax.tree.map(lambda x: jnp.broadcast_to(x, (config.num_layers, *x.shape)), layer),
+        "final_norm": RMSNorm(config).init(key, x_BXD)["params"],
     }
     if not config.tied_embeddings:
-        shape = (config.embed_dim, config.vocab_size)
-        params["unembed"] = {"kernel": embedding_initializer(config)(head_key, shape, dtype)}
-    return {"params": params}
+        params["unembed"] = {"kernel": jnp.zeros((config.embed_dim, config.vocab_size), dtype)}
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    names = [[key.key for key in path] for path, _ in leaves]
+    sizes = [
+        leaf.size if name[-1] in ("kernel", "embedding") else 0 for name, (_, leaf) in zip(names, leaves, strict=True)
+    ]
+    noise = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
+    inputs = {
+        "o": 2 * config.num_layers * config.num_heads * config.head_dim,
+        "down": 2 * config.num_layers * config.mlp_dim,
+    }
+    filled = [
+        (inputs.get(name[-2], config.embed_dim) ** -0.5 * part).reshape(leaf.shape).astype(dtype) if size else leaf
+        for name, (_, leaf), size, part in zip(names, leaves, sizes, noise, strict=True)
+    ]
+    return {"params": jax.tree.unflatten(tree, filled)}
 
 
 def _embed(config, variables, tokens):
@@ -142,9 +156,7 @@ def prefill(config, variables, prompt_tokens_BS, prompt_lengths_B):
 def empty_completion_cache(config, num_prompts: int, rollouts: int, slots: int, dtype=None):
     """A zeroed completion `Cache` with room for `slots` tokens a rollout, in `dtype` (config.dtype by default)."""
     shape, dtype = (config.num_layers, num_prompts, rollouts, config.num_kv_heads), jnp.dtype(dtype or config.dtype)
-    return Cache(
-        jnp.zeros((*shape, config.head_dim, slots), dtype), jnp.zeros((*shape, slots, config.head_dim), dtype)
-    )
+    return Cache(jnp.zeros((*shape, config.head_dim, slots), dtype), jnp.zeros((*shape, slots, config.head_dim), dtype))
 
 
 def decode(

@@ -41,12 +41,17 @@ def draw(logits, uniforms):
     return tokens, picked - top[..., 0] - jnp.log(block_sums.sum(axis=-1))
 
 
-def rollout_keys(key, row_ids_B, rollouts: int):
-    """A key for every rollout, `[B, R]`, that depends on (key, row id, rollout number) and nothing else."""
-    rows = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_ids_B)
-    return jax.vmap(lambda row: jax.vmap(lambda r: jax.random.fold_in(row, r))(jnp.arange(rollouts)))(rows)
+def uniforms(key, row_ids_B, rollouts: int, slots: int):
+    """Two uniforms in [0, 1) for every token to be drawn, `[C, B, R, 2]`.
 
+    Each pair is a function of (key, row id, rollout number, slot) and of nothing else.
+    """
 
-def uniforms(keys_BR, step):
-    """Two uniforms in [0, 1) for each rollout at one step, `[B, R, 2]`."""
-    return jax.vmap(jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step), (2,))))(keys_BR)
+    fold = jax.random.fold_in
+
+    def pair(slot, row, rollout):
+        return jax.random.uniform(fold(fold(fold(key, row), rollout), slot), (2,))
+
+    over_rollouts = jax.vmap(pair, (None, None, 0))
+    over_rows = jax.vmap(over_rollouts, (None, 0, None))
+    return jax.vmap(over_rows, (0, None, None))(jnp.arange(slots), row_ids_B, jnp.arange(rollouts))

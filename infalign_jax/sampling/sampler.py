@@ -131,14 +131,14 @@ def _sample(config, sizes, options, variables, prompt_tokens_BS, prompt_lengths_
     rollouts, max_tokens, eos_ids, pad_id, cache_dtype = sizes
     num_prompts = prompt_tokens_BS.shape[0]
     hidden_BD, prompt_cache = transformer.prefill(config, variables, prompt_tokens_BS, prompt_lengths_B)
-    keys_BR = categorical.rollout_keys(key, row_ids_B, rollouts)
+    uniforms_CBR2 = categorical.uniforms(key, row_ids_B, rollouts, max_tokens)
 
     def write(array_BRC, x_BR, step):
         return jax.lax.dynamic_update_slice(array_BRC, x_BR[..., None].astype(array_BRC.dtype), (0, 0, step))
 
     def draw(step, hidden_BRD, done):
         logits_BRV = transformer.unembed(config, variables, hidden_BRD)
-        tokens_BR, *log_probs = _draw(options, logits_BRV, categorical.uniforms(keys_BR, step))
+        tokens_BR, *log_probs = _draw(options, logits_BRV, uniforms_CBR2[step])
         live_BR = ~done.ended_BR
         tokens_BR = jnp.where(live_BR, tokens_BR, pad_id)
         is_eos_BR = jnp.isin(tokens_BR, jnp.array(eos_ids, jnp.int32)) if eos_ids else jnp.zeros_like(live_BR)
