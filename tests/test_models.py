@@ -55,7 +55,7 @@ def _unshared(config, variables, prompts, completions):
     return hidden.reshape(_B, _R, _S + _C, -1)
 
 
-@pytest.mark.parametrize("name", _CONFIGS)
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "qwen"])
 def test_shared_prompt_gives_values_and_gradients_of_separate_rows(name):
     config, variables, prompts, completions = _setup(name)
     weights = jax.random.normal(jax.random.key(4), (_B, _R, _C, config.vocab_size))
@@ -76,7 +76,7 @@ def test_shared_prompt_gives_values_and_gradients_of_separate_rows(name):
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(two_grad))
 
 
-@pytest.mark.parametrize("name", _CONFIGS)
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "qwen"])
 def test_cached_decoding_and_states_at_tokens_equal_the_full_pass(name):
     config, variables, prompts, completions = _setup(name)
     full = _unshared(config, variables, prompts, completions)
