@@ -9,15 +9,21 @@ from ml_collections import ConfigDict
 def get_config():
     config = ConfigDict()
     config.seed = 0  # int >= 0; every random number of the run is a fold of (seed, purpose, step)
-    config.reward = "gold"  # training reward: 'gold' (the task's own), 'learned' (our Bradley-Terry model), 'module:function'
+    config.reward = (
+        "gold"  # training reward: 'gold' (the task's own), 'learned' (our Bradley-Terry model), 'module:function'
+    )
     config.judge = "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), 'none'
 
     config.data = ConfigDict()
     config.data.name = "synthetic"  # 'synthetic', 'anthropic_hh', 'tldr', 'jsonl'
     config.data.path = ""  # folder or file of the data; '' for data that is generated or downloaded
     config.data.cache_dir = ""  # where TFDS keeps prepared data; '' is ~/tensorflow_datasets
-    config.data.subset = "harmless_base"  # anthropic_hh only: helpful_base, helpful_online, helpful_rejection_sampled, harmless_base
-    config.data.train_prompts = 0  # prompts to calibrate and align on; 0 keeps all (the synthetic task always keeps all)
+    config.data.subset = (
+        "harmless_base"  # anthropic_hh only: helpful_base, helpful_online, helpful_rejection_sampled, harmless_base
+    )
+    config.data.train_prompts = (
+        0  # prompts to calibrate and align on; 0 keeps all (the synthetic task always keeps all)
+    )
     config.data.test_prompts = 64  # held-out prompts to evaluate on; 0 keeps all
     config.data.test_fraction = 0.1  # jsonl only: share of the prompts that is held out
     config.data.judge_fraction = 0.5  # share of the preference pairs kept for the judge, not seen by the reward model
@@ -64,16 +70,31 @@ def get_config():
 
     config.sampling = ConfigDict()
     config.sampling.temperature = 1.0  # of every rollout; the theory is about 1.0
-    config.sampling.truncated = "as_is"  # a response cut at the limit: 'as_is', 'penalty', 'lowest' (lowest calibrated reward)
+    config.sampling.truncated = (
+        "as_is"  # a response cut at the limit: 'as_is', 'penalty', 'lowest' (lowest calibrated reward)
+    )
     config.sampling.penalty = 0.0  # reward units taken off a cut response under 'penalty'
 
     config.calibrate = ConfigDict()
     config.calibrate.rollouts = 64  # K, reference rollouts per training prompt
-    config.calibrate.tails = "flat"  # u beyond the extremes of the K rollouts: 'flat' (ranks) or 'exponential' (fitted tails)
+    config.calibrate.held_out = 16  # further reference rollouts per prompt, not in the table, that test it
+    config.calibrate.mismatch = (
+        "warn"  # held-out rollouts that the table does not calibrate: 'warn', 'refuse', 'ignore'
+    )
+    config.calibrate.tails = (
+        "flat"  # u beyond the extremes of the K rollouts: 'flat' (ranks) or 'exponential' (fitted tails)
+    )
     config.calibrate.prompts_per_call = 136  # prompts sampled at once; a part file is saved after each call
 
     config.align = ConfigDict()
-    config.align.methods = ("raw", "raw_group_std", "identity", "exponential(10)", "exponential(-5)")  # compared by `run`
+    config.align.methods = (
+        "raw",
+        "raw_group_std",
+        "identity",
+        "exponential(10)",
+        "exponential(-5)",
+    )  # compared by `run`
+    config.align.seeds = (0,)  # training seeds; every method is trained once with each, results pool prompts and seeds
     config.align.steps = 100
     config.align.prompts_per_step = 64  # B
     config.align.rollouts = 8  # R, rollouts per prompt and step, >= 2

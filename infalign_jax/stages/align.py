@@ -2,7 +2,8 @@
 
 import functools
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from infalign_jax.sampling.log_probs import token_statistics
 from infalign_jax.stages import order
 from infalign_jax.stages.calibrate import check_uniform, load_table
 from infalign_jax.stages.experiment import (
+    Experiment,
+    Prompts,
     draw,
     encode_split,
     load_policy_variables,
@@ -143,18 +146,25 @@ def method_shaping(method, table_PK, target_kl):
     return Shaping(*(np.asarray(value, np.float32) for value in values)), beta
 
 
+class Inputs(NamedTuple):
+    """What every run of a stage shares, whatever its method and seed."""
+
+    experiment: Experiment
+    prompts: Prompts
+    table_PK: np.ndarray
+    reward: Callable
+    reference: Any
+    optimizer: Any
+    step: Callable
+
+
 def run(config):
-    """Aligns one policy per method of a config; skips those that are done. Returns each one's numbers."""
-    experiment = open_experiment(config)
-    prompts = encode_split(experiment, "train")
+    """Aligns one policy per method and training seed; skips those that are done. Returns each one's numbers."""
+    experiment, section = open_experiment(config), config.align
     table = load_table(config, experiment.workdir / "calibrate")
     check_uniform(table, config.calibrate.mismatch)
-    reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
-    reference = load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
-    section = config.align
-    schedule = constant_then_linear(section.learning_rate, section.steps, section.decay)
-    optimizer = adam(schedule, section.clip_norm)
-    step_fn = make_step(
+    optimizer = adam(constant_then_linear(section.learning_rate, section.steps, section.decay), section.clip_norm)
+    step = make_step(
         experiment.model,
         optimizer,
         target_kl=section.target_kl * section.kl_margin,
@@ -162,49 +172,39 @@ def run(config):
         kl_warmup=section.kl_warmup,
         tails=config.calibrate.tails,
     )
+    inputs = Inputs(
+        experiment,
+        encode_split(experiment, "train"),
+        table.rewards_PK,
+        open_reward(experiment, config.reward, experiment.workdir / "reward_model"),
+        load_policy_variables(experiment, experiment.workdir / "sft" / "variables"),
+        optimizer,
+        step,
+    )
     return {
-        method: _align(experiment, method, prompts, table.rewards_PK, reward, reference, optimizer, step_fn)
+        (method, seed): _align(inputs, method, seed, method_folder(experiment.workdir, method, seed))
         for method in section.methods
+        for seed in section.seeds
     }
 
 
-def _align(experiment, method, prompts, table_PK, reward, reference, optimizer, step_fn):
+def _align(inputs, method, seed, folder):
+    """Trains one policy, from the newest checkpoint in `folder` if there is one."""
     started = time.monotonic()
-    config, folder = experiment.config, method_folder(experiment.workdir, method)
     if (result := workdir.done(folder)) is not None:
         return result
+    experiment, config = inputs.experiment, inputs.experiment.config
     section, mesh = config.align, experiment.mesh
-    shaping, beta = method_shaping(method, table_PK, section.target_kl * section.kl_margin)
-    shaping = jax.device_put(shaping, replicated(mesh))
-    batches = make_batches(len(prompts.texts), section.prompts_per_step, config.seed, "align")
-
-    def advance(step, state):
-        rows = batches(step)
-        rollouts = draw(
-            experiment, state.variables, prompts, rows, rollouts=section.rollouts, purpose="align", step=step
-        )
-        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
-        rewards = score(
-            reward, texts, completions, ended, truncated=config.sampling.truncated, penalty=config.sampling.penalty,
-            where=f"align/{method} step {step}",
-        )  # fmt: skip
-        on_host = {
-            "prompt_tokens": prompts.tokens_PS[rows],
-            "prompt_lengths": prompts.lengths_P[rows],
-            "rewards": rewards.reshape(len(rows), -1),
-            "ended": ended.reshape(len(rows), -1).astype(np.float32),
-            "table": table_PK[rows],
-        }
-        batch = {"tokens": rollouts.tokens_BRC, "mask": rollouts.mask_BRC, **put_batch(mesh, on_host)}
-        return step_fn(state, reference, batch, shaping)
+    shaping, beta = method_shaping(method, inputs.table_PK, section.target_kl * section.kl_margin)
+    advance = _advance(inputs, jax.device_put(shaping, replicated(mesh)), seed, f"align {method}, seed {seed}")
 
     def new_state(variables):
-        return init_state(variables, optimizer, beta)
+        return init_state(variables, inputs.optimizer, beta)
 
-    shapes = jax.eval_shape(new_state, reference)
+    shapes = jax.eval_shape(new_state, inputs.reference)
     shardings = state_shardings(mesh, shapes, variable_shardings(experiment))
     with checkpoints.open_checkpoints(folder / "checkpoints", keep=section.keep) as manager:
-        initial = functools.partial(jax.jit(new_state, out_shardings=shardings), reference)
+        initial = functools.partial(jax.jit(new_state, out_shardings=shardings), inputs.reference)
         state = restore_or(initial, checkpoints.abstract(shapes, shardings), manager)
         state, last = train(
             state, advance, steps=section.steps, title=f"align {method}", folder=folder, manager=manager,
@@ -212,9 +212,40 @@ def _align(experiment, method, prompts, table_PK, reward, reference, optimizer, 
             tensorboard=config.log.tensorboard,
         )  # fmt: skip
     checkpoints.save_variables(folder / "variables", state.variables)
-    return workdir.finish(folder, {"method": method, "steps": section.steps, "start_beta": beta, **last}, started)
+    numbers = {"method": method, "seed": seed, "steps": section.steps, "start_beta": beta, **last}
+    return workdir.finish(folder, numbers, started)
 
 
-def method_folder(root, method):
-    """The folder of a method's run."""
-    return root / "align" / order.folder_name(method)
+def _advance(inputs, shaping, seed, where):
+    """The work of one global step: `(step, state) -> (state, metrics)`, a function of the step and nothing before it."""
+    experiment, prompts = inputs.experiment, inputs.prompts
+    config, section = experiment.config, experiment.config.align
+    purpose = f"align/{seed}"
+    batches = make_batches(len(prompts.texts), section.prompts_per_step, config.seed, purpose)
+
+    def advance(step, state):
+        rows = batches(step)
+        rollouts = draw(
+            experiment, state.variables, prompts, rows, rollouts=section.rollouts, purpose=purpose, step=step
+        )
+        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
+        rewards = score(
+            inputs.reward, texts, completions, ended, truncated=config.sampling.truncated,
+            penalty=config.sampling.penalty, where=f"{where}, step {step}",
+        )  # fmt: skip
+        on_host = {
+            "prompt_tokens": prompts.tokens_PS[rows],
+            "prompt_lengths": prompts.lengths_P[rows],
+            "rewards": rewards.reshape(len(rows), -1),
+            "ended": ended.reshape(len(rows), -1).astype(np.float32),
+            "table": inputs.table_PK[rows],
+        }
+        batch = {"tokens": rollouts.tokens_BRC, "mask": rollouts.mask_BRC, **put_batch(experiment.mesh, on_host)}
+        return inputs.step(state, inputs.reference, batch, shaping)
+
+    return advance
+
+
+def method_folder(root, method, seed):
+    """The folder of a method's run with one training seed."""
+    return root / order.align_folder(method, seed)

@@ -1,5 +1,6 @@
 """Stage `evaluate`: inference-time win rates of all methods at equal KL, measured on held-out prompts."""
 
+import functools
 import importlib.metadata
 import platform
 import time
@@ -16,7 +17,7 @@ from infalign_jax.stages import order
 from infalign_jax.stages.align import UNCALIBRATED, method_folder
 from infalign_jax.stages.calibrate import load_table
 from infalign_jax.stages.experiment import encode_split, load_policy_variables, open_experiment
-from infalign_jax.stages.measure import at_equal_kl, interpolate, make_step
+from infalign_jax.stages.measure import at_equal_kl, interpolate, make_step, pool
 from infalign_jax.stages.reward import open_reward
 from infalign_jax.training import workdir
 
@@ -34,24 +35,28 @@ def run(config):
     prompts = encode_split(experiment, "test")
     reference = load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
     step = make_step(experiment, reference, prompts, open_judges(experiment))
-    base, curves = step(reference, "evaluate/reference", 0.0), {}
+    base = step(reference, "evaluate/reference", 0.0)
     start = step(reference, "evaluate/policy", 0.0)  # every curve begins here: no KL, and a win rate of about one half
-    with Progress(len(config.align.methods), "evaluate") as bar:
-        for count, method in enumerate(config.align.methods):
-            policy = load_policy_variables(experiment, method_folder(experiment.workdir, method) / "variables")
+    curves, runs = {}, [(method, seed) for method in config.align.methods for seed in config.align.seeds]
+    with Progress(len(runs), "evaluate") as bar:
+        for count, (method, seed) in enumerate(runs):
+            policy = load_policy_variables(experiment, method_folder(experiment.workdir, method, seed) / "variables")
 
             def measure(alpha, policy=policy):
                 return step(interpolate(reference, policy, np.float32(alpha)), "evaluate/policy", alpha)
 
-            at_target = at_equal_kl(measure, config.align.target_kl, section.kl_tolerance)
-            curves[method] = [start, *(measure(alpha) for alpha in section.curve), *at_target]
-            bar.update(count + 1, {"kl": at_target[-1].kl_P.mean(), "weight": at_target[-1].alpha})
+            target = at_equal_kl(measure, config.align.target_kl, section.kl_tolerance)
+            curve = [start, *(measure(alpha) for alpha in section.curve), target]
+            curves.setdefault(method, []).append(curve)
+            bar.update(count + 1, {"kl": target.kl_P.mean(), "weight": target.alpha})
+    # Per method the places of its curve, each measured once with every training seed; the last is the target KL.
+    curves = {method: [pool(seeds) for seeds in zip(*runs, strict=True)] for method, runs in curves.items()}
     table_size = config.calibrate.rollouts if config.calibrate.tails == "flat" else None
     files = {
         "results": _rows(config, {method: curve[-1:] for method, curve in curves.items()}, base, table_size),
         "frontier": _rows(config, curves, base),
         "comparisons": _comparisons(config, curves, base),
-        "theory": _theory(config, max(m.kl_P.mean() for curve in curves.values() for m in curve)),
+        "theory": _theory(config, max(m.kl_SP.mean() for curve in curves.values() for m in curve)),
         "kl_by_group": _kl_by_group(curves, prompts),
         "calibration": _reliability(config, table, encode_split(experiment, "train").groups),
         "samples": _samples(config, curves, base, prompts),
@@ -75,6 +80,12 @@ def open_judges(experiment):
     return judges
 
 
+def standard_error(values_SP):
+    """Standard error over prompts of the mean over training seeds and prompts."""
+    means_P = values_SP.mean(0)
+    return float(means_P.std(ddof=1) / len(means_P) ** 0.5)
+
+
 def evaluated_procedures(section):
     """The procedures a config asks for, as (kind, n, Procedure)."""
     rows = [("standard", 1, procedures.standard())]
@@ -87,20 +98,20 @@ def _rows(config, curves, base, table_size=None):
     rows = []
     for method, curve in curves.items():
         for measurement in curve:
-            kl_P = measurement.kl_P
+            kl_SP = measurement.kl_SP
             shared = {
                 "method": method,
-                "alpha": measurement.alpha,
-                "kl": float(kl_P.mean()),
-                "kl_se": float(kl_P.std(ddof=1) / len(kl_P) ** 0.5),
-                "truncated": float(1.0 - measurement.ended_PM.mean()),
+                "alpha": float(np.mean(measurement.alpha_S)),
+                "kl": float(kl_SP.mean()),
+                "kl_se": standard_error(kl_SP),
+                "truncated": float(1.0 - measurement.ended_SPM.mean()),
             }
             for kind, n, procedure in evaluated_procedures(config.evaluate):
                 predicted = {"theory": theory_at(method, procedure, shared["kl"])}
                 if table_size is not None:
                     predicted["theory_table"] = theory_at(method, procedure, shared["kl"], table_size)
-                for judge, rewards_PM in measurement.rewards.items():
-                    per_prompt = win_rate_per_prompt(procedure, rewards_PM, base.rewards[judge])
+                for judge, rewards_SPM in measurement.rewards.items():
+                    per_prompt = win_rate_per_prompt(procedure, rewards_SPM, base.rewards[judge])
                     value, low, high = bootstrap.mean_interval(per_prompt, seed=config.seed)
                     win = {"win_rate": value, "low": max(low, 0.0), "high": min(high, 1.0)}
                     # Theory is about the reward that was trained on; the gold judge may be the same one.
@@ -116,8 +127,12 @@ def theory_at(method, procedure, kl, calibration_samples=None):
         return None
     if kl < 1e-6:
         return 0.5
-    phi, beta = optimal.resolve(method, kl=kl, calibration_samples=calibration_samples)
-    return theory.win_rate(procedure, phi, beta, calibration_samples)
+    return theory.win_rate(procedure, *_resolve(method, kl, calibration_samples), calibration_samples)
+
+
+@functools.lru_cache(maxsize=256)
+def _resolve(method, kl, calibration_samples):
+    return optimal.resolve(method, kl=kl, calibration_samples=calibration_samples)
 
 
 def _comparisons(config, curves, base):
@@ -129,10 +144,10 @@ def _comparisons(config, curves, base):
                 method: win_rate_per_prompt(procedure, curve[-1].rewards[judge], base.rewards[judge])
                 for method, curve in curves.items()
             }
-            for method, wins_P in wins.items():
-                for baseline, baseline_P in wins.items():
+            for method, wins_SP in wins.items():
+                for baseline, baseline_SP in wins.items():
                     if method != baseline:
-                        value, low, high = bootstrap.mean_interval(wins_P - baseline_P, seed=config.seed)
+                        value, low, high = bootstrap.mean_interval(wins_SP - baseline_SP, seed=config.seed)
                         row = {"method": method, "baseline": baseline, "procedure": kind, "n": n, "judge": judge}
                         rows.append({**row, "difference": value, "low": low, "high": high})
     return rows
@@ -164,9 +179,9 @@ def _kl_by_group(curves, prompts):
     rows = []
     for method, curve in curves.items():
         for group in dict.fromkeys(prompts.groups):
-            kl_P = curve[-1].kl_P[groups == group]
-            error = float(kl_P.std(ddof=1) / len(kl_P) ** 0.5) if len(kl_P) > 1 else 0.0
-            rows.append({"method": method, "group": group, "kl": float(kl_P.mean()), "kl_se": error})
+            kl_SP = curve[-1].kl_SP[:, groups == group]
+            error = standard_error(kl_SP) if kl_SP.shape[1] > 1 else 0.0
+            rows.append({"method": method, "group": group, "kl": float(kl_SP.mean()), "kl_se": error})
     return rows
 
 
@@ -195,19 +210,22 @@ def _equal_bins(K):
 def _samples(config, curves, base, prompts):
     """The first responses of every policy to a few held-out prompts, with rewards calibrated by the reference's responses."""
     rows = []
-    for method, measurement in [("reference", base), *((method, curve[-1]) for method, curve in curves.items())]:
+    for method, measurement in [
+        ("reference", pool([base])),
+        *((method, curve[-1]) for method, curve in curves.items()),
+    ]:
         for p in range(min(config.evaluate.show, len(prompts.texts))):
-            u_M = np.asarray(calibrate(measurement.rewards["train"][p], base.rewards["train"][p]))
+            u_M = np.asarray(calibrate(measurement.rewards["train"][0, p], base.rewards["train"][p]))
             for m in range(2):
-                gold = float(measurement.rewards["gold"][p, m]) if "gold" in measurement.rewards else None
+                gold = float(measurement.rewards["gold"][0, p, m]) if "gold" in measurement.rewards else None
                 rows.append(
                     {
                         "method": method,
                         "prompt": prompts.texts[p],
                         "completion": measurement.completions[p][m],
-                        "reward": float(measurement.rewards["train"][p, m]),
+                        "reward": float(measurement.rewards["train"][0, p, m]),
                         "calibrated": float(u_M[m]),
-                        "truncated": bool(~measurement.ended_PM[p, m]),
+                        "truncated": bool(~measurement.ended_SPM[0, p, m]),
                         "judge_reward": gold,
                     }
                 )
@@ -218,12 +236,14 @@ def _summary(experiment, curves, base):
     """What a reader of the report needs besides the rows: stages, config, versions, notes."""
     config, root = experiment.config, experiment.workdir
     head = procedures.from_name(config.evaluate.headline).name.partition("(")
-    folders = {"sft": "sft", "reward-model": "reward_model", "judge": "judge", "calibrate": "calibrate"}
-    folders |= {f"align {m}": str(method_folder(root, m).relative_to(root)) for m in config.align.methods}
-    results = {name: workdir.done(root / folder) for name, folder in folders.items()}
+    finished = {
+        title: workdir.done(root / folder)
+        for stage in order.STAGES[:-1]
+        for title, folder in order.outputs(config, stage).items()
+    }
     notes = []
     for method, curve in curves.items():
-        kl = float(curve[-1].kl_P.mean())
+        kl = float(curve[-1].kl_SP.mean())
         if abs(kl / config.align.target_kl - 1) > 2 * config.evaluate.kl_tolerance:
             notes.append(f"{method} could not be brought to the target KL: it is compared at {kl:.3f} nats")
     if "gold" not in base.rewards:
@@ -243,8 +263,7 @@ def _summary(experiment, curves, base):
                 "seconds": result.get("stage_seconds"),
                 "numbers": {k: v for k, v in result.items() if isinstance(v, (int, float)) and k != "stage_seconds"},
             }
-            for name, result in results.items()
-            if result
+            for name, result in finished.items()
         ],
         "config": config.to_dict(),
         "versions": {
@@ -255,6 +274,6 @@ def _summary(experiment, curves, base):
         "notes": notes,
         "truncated_fraction": {
             "reference": float(1 - base.ended_PM.mean()),
-            **{method: float(1 - curve[-1].ended_PM.mean()) for method, curve in curves.items()},
+            **{method: float(1 - curve[-1].ended_SPM.mean()) for method, curve in curves.items()},
         },
     }

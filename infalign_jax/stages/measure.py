@@ -33,6 +33,23 @@ class Measurement(NamedTuple):
     ended_PM: np.ndarray
 
 
+class Pooled(NamedTuple):
+    """Measurements of the policies of S training seeds, at the same place of their curves."""
+
+    alpha_S: np.ndarray
+    kl_SP: np.ndarray
+    rewards: dict  # by judge, [S, P, M]
+    completions: list  # of the first seed
+    ended_SPM: np.ndarray
+
+
+def pool(measurements):
+    """Several seeds' `Measurement`s as one `Pooled`."""
+    alpha, kl, rewards, completions, ended = zip(*measurements, strict=True)
+    rewards = {judge: np.stack([r[judge] for r in rewards]) for judge in rewards[0]}
+    return Pooled(np.array(alpha), np.stack(kl), rewards, completions[0], np.stack(ended))
+
+
 @jax.jit
 def interpolate(reference_variables, variables, alpha):
     """`reference + alpha * (policy - reference)`, leaf by leaf."""
@@ -97,7 +114,7 @@ def at_equal_kl(measure, target_kl, tolerance, tries=8):
       tries: measurements at most.
 
     Returns:
-      All measurements made, the one nearest the target last.
+      The measurement nearest the target.
     """
     made, alpha, power = [], 1.0, 2.0
     for _ in range(tries):
@@ -109,4 +126,4 @@ def at_equal_kl(measure, target_kl, tolerance, tries=8):
             before = max(float(made[-2].kl_P.mean()), 1e-9)
             power = np.clip(np.log(kl / before) / np.log(alpha / made[-2].alpha), 0.5, 8.0)
         alpha = float(min(alpha * (target_kl / kl) ** (1 / power), MAX_ALPHA))
-    return sorted(made, key=lambda m: -abs(float(m.kl_P.mean()) - target_kl))
+    return min(made, key=lambda m: abs(float(m.kl_P.mean()) - target_kl))

@@ -18,13 +18,16 @@ def outputs(config, stage):
         asked = {"reward model": ("reward_model", config["reward"]), "judge": ("judge", config["judge"])}
         return {title: folder for title, (folder, kind) in asked.items() if kind == "learned"}
     if stage == "align":
-        return {f"align {method}": f"align/{folder_name(method)}" for method in config["align"]["methods"]}
+        section = config["align"]
+        runs = [(method, seed) for method in section["methods"] for seed in section["seeds"]]
+        return {f"align {method}, seed {seed}": align_folder(method, seed) for method, seed in runs}
     return {stage: stage}
 
 
-def folder_name(method):
-    """A method's name with brackets and commas made safe for file systems."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in method).strip("_")
+def align_folder(method, seed):
+    """Where, below the workdir, a method's run lies: its name with brackets and commas made safe for file systems."""
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in method).strip("_")
+    return f"align/{name}/seed_{seed}"
 
 
 def missing(config, stage):
@@ -48,8 +51,8 @@ def state(config, stage):
 
 def evaluation_asked(config):
     """A fingerprint of what an evaluation depends on and a finished workdir may still change."""
-    methods = list(config["align"]["methods"])
-    return workdir.fingerprint([config["evaluate"].to_dict(), config["judge"], methods])
+    runs = [list(config["align"]["methods"]), list(config["align"]["seeds"])]
+    return workdir.fingerprint([config["evaluate"].to_dict(), config["judge"], runs])
 
 
 def check_before(config, stage):

@@ -1,7 +1,7 @@
 """Stage `reward-model`: a Bradley-Terry reward on the reference policy's trunk, and where asked for a second one as judge."""
 
-import time
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,9 @@ def _held_out(experiment, variables):
     score = jax.jit(functools.partial(heads.reward, experiment.model))
     rewards_P2 = np.concatenate(
         [
-            meshes.fetch(score(variables, *meshes.put_batch(experiment.mesh, [a[i : i + size] for a in arrays.values()])))
+            meshes.fetch(
+                score(variables, *meshes.put_batch(experiment.mesh, [a[i : i + size] for a in arrays.values()]))
+            )
             for i in range(0, len(pairs), size)
         ]
     )
@@ -111,4 +113,3 @@ def _held_out(experiment, variables):
         "held_out_loss": float(bradley_terry_loss(margins_P, 0.0)),
         "held_out_calibration_error": float(expected_calibration_error(margins_P)),
     }
-

@@ -60,6 +60,7 @@ RULES = {
     "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES), "held_out": whole(1), "mismatch": one_of("warn", "refuse", "ignore")},
     "align": {
         "methods": tuple_of(text(1), least=1),
+        "seeds": tuple_of(whole(0), least=1),
         "steps": whole(1),
         "prompts_per_step": whole(1),
         "rollouts": whole(2),
@@ -136,7 +137,7 @@ def _check_names(config):
                 method,
                 lambda m: optimal.resolve(m, kl=kl, calibration_samples=config.calibrate.rollouts),
             )
-        other = folders.setdefault(order.folder_name(method), method)
+        other = folders.setdefault(order.align_folder(method, 0), method)
         if other != method:
             raise ValueError(
                 f"config.align.methods has {other!r} and {method!r}, whose results would share a folder; keep one"

@@ -47,7 +47,9 @@ def train(state, advance, *, steps, title, folder, manager, save_every, shown, t
             values = {name: float(value) for name, value in fetch(metrics).items()}
             for name, value in values.items():
                 if not math.isfinite(value):
-                    raise FloatingPointError(f"{title}: {name} is {value} at step {step}; the last checkpoint is intact")
+                    raise FloatingPointError(
+                        f"{title}: {name} is {value} at step {step}; the last checkpoint is intact"
+                    )
             now = time.perf_counter()
             values["seconds"], clock = now - clock, now
             writer.write(step, values)

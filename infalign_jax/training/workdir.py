@@ -93,7 +93,7 @@ def _check_same(workdir, config):
     old = {key: value for key, value in read_json(path).items() if key not in _FREE}
     changed = differences(old, {key: value for key, value in config.items() if key not in _FREE})
     # A method added to or dropped from the list leaves the others' runs valid.
-    changed = [line for line in changed if not line.startswith("align.methods:")]
+    changed = [line for line in changed if not line.startswith(("align.methods:", "align.seeds:"))]
     if changed:
         raise ValueError(
             f"workdir {workdir} was made by another config ({'; '.join(changed)}); choose another --workdir"

@@ -1,0 +1,202 @@
+"""The whole pipeline on a tiny task: what it writes, that it goes on after being killed, and that devices do not matter."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from infalign_jax import main, procedures
+from infalign_jax.core.winrate import win_rate_per_prompt
+from infalign_jax.stages import align, calibrate, experiment, settings
+from infalign_jax.training import workdir
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A workdir in which every stage has run, learned reward and gold judge."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny.get_config()
+    with config.unlocked():
+        config.reward = "learned"
+    main.run("run", config, folder)
+    return folder
+
+
+def test_results_have_every_row_and_make_sense(finished):
+    rows = read(finished / "evaluate" / "results.json")
+    keys = {(r["method"], r["procedure"], r["n"], r["judge"]) for r in rows}
+    kinds = [("standard", 1), *((kind, n) for kind in ("best_of", "worst_of") for n in (2, 4, 8))]
+    assert keys == {(m, *k, j) for m in ("raw", "exponential(10)") for k in kinds for j in ("train", "gold")}
+    assert len(rows) == len(keys)
+    for row in rows:
+        assert 0 <= row["low"] <= row["win_rate"] <= row["high"] <= 1
+        assert row["kl_se"] > 0
+        assert (row["theory"] is None) == (row["method"] == "raw" or row["judge"] == "gold")
+
+
+def test_comparisons_are_antisymmetric_and_match_the_rows(finished):
+    rates = {
+        (r["method"], r["procedure"], r["n"], r["judge"]): r["win_rate"]
+        for r in read(finished / "evaluate/results.json")
+    }
+    rows = read(finished / "evaluate" / "comparisons.json")
+    assert len(rows) == 2 * 7 * 2
+    for row in rows:
+        key = (row["procedure"], row["n"], row["judge"])
+        assert row["difference"] == pytest.approx(rates[row["method"], *key] - rates[row["baseline"], *key], abs=1e-12)
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_the_curve_starts_at_the_reference(finished):
+    for row in read(finished / "evaluate" / "frontier.json"):
+        if row["alpha"] == 0:
+            assert row["kl"] == pytest.approx(0, abs=1e-6)
+            assert 0.3 < row["win_rate"] < 0.7
+
+
+def test_the_page_holds_the_figures(finished):
+    page = (finished / "evaluate" / "report.html").read_text()
+    assert page.count("<svg") >= 4
+    assert "exponential(10)" in page
+    assert {path.name for path in (finished / "evaluate" / "figures").iterdir()} >= {"headline.png", "kl_by_group.png"}
+
+
+def test_a_second_run_does_nothing(finished):
+    config = tiny.get_config()
+    with config.unlocked():
+        config.reward = "learned"
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("done.json")}
+    started = time.monotonic()
+    main.run("run", config, finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("done.json")} == before
+    assert len(before) == 6  # sft, reward model, calibrate, two methods, evaluate
+    assert time.monotonic() - started < 60
+
+
+def test_the_table_is_sorted_and_says_where_it_is_from(finished):
+    config = tiny.get_config()
+    with config.unlocked():
+        config.reward = "learned"
+    config = settings.resolve(config, finished)
+    folder = experiment.open_experiment(config).workdir / "calibrate"
+    table = calibrate.load_table(config, folder)
+    assert table.rewards_PK.shape == (336 - 12, 16)
+    assert (np.diff(table.rewards_PK, axis=1) >= 0).all()
+    with config.unlocked():
+        config.seed = 7
+    with pytest.raises(ValueError, match=r"seed: 0 -> 7"):
+        calibrate.load_table(config, folder)
+
+
+def test_calibration_continues_after_the_last_part(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "again")
+    folder = tmp_path / "again" / "calibrate"
+    first, second, third = sorted((folder / "parts").iterdir())
+    expected, kept = np.load(folder / "table.npz")["rewards"], first.stat().st_mtime_ns
+    for path in (second, third, folder / "table.npz", folder / "done.json"):
+        path.unlink()
+    config = tiny.get_config()
+    with config.unlocked():
+        config.reward = "learned"
+    main.run("calibrate", config, tmp_path / "again")
+    np.testing.assert_array_equal(np.load(folder / "table.npz")["rewards"], expected)
+    assert first.stat().st_mtime_ns == kept
+
+
+def test_the_sampled_policies_moved_towards_reward(finished):
+    rows = read(finished / "evaluate" / "results.json")
+    standard = {r["method"]: r for r in rows if r["procedure"] == "standard" and r["judge"] == "train"}
+    assert standard["exponential(10)"]["win_rate"] > 0.5
+
+
+def command(folder, *words):
+    files = [f"--config={ROOT}/tests/tiny.py", f"--workdir={folder}"]
+    return [sys.executable, "-m", "infalign_jax", words[0], *files, *words[1:]]
+
+
+def test_killed_in_the_middle_of_align_ends_bit_identical(finished, tmp_path):
+    """kill -9 after some steps, start again: the same parameters as a run that was never interrupted, to the bit."""
+    folder = tmp_path / "killed"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("align", "evaluate"))
+    words = command(folder, "align", "--config.reward=learned")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = folder / "align" / "exponential_10" / "seed_0" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") >= 5:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "align" / "exponential_10" / "seed_0" / "done.json").exists(), process.stderr.read()
+    subprocess.run(words, check=True, timeout=280, capture_output=True)
+    for method in ("raw", "exponential_10"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            a, b = (checkpointer.restore(root / "align" / method / "seed_0" / "variables") for root in (finished, folder))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+        steps = [
+            json.loads(line)["step"] for line in (folder / "align" / method / "seed_0" / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert steps == list(range(12))
+
+
+def test_eight_devices_do_what_one_does():
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "multi_device.py")],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    for name, report in json.loads(result.stdout.splitlines()[-1]).items():
+        assert report["same_tokens"], name
+        for key in ("loss", "gradients", "variables"):
+            assert report[key] < 1e-5, (name, key, report[key])
+
+
+def test_a_non_finite_reward_stops_with_the_prompt_and_keeps_what_is_done(finished, tmp_path):
+    folder = tmp_path / "nan"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("calibrate", "align", "evaluate"))
+    config = tiny.get_config()
+    with config.unlocked():
+        config.reward = "tests.test_pipeline:broken_reward"
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"calibrate: the reward is nan for prompt '\w+ \w+ \w+ :'"):
+        main.run("calibrate", config, folder)
+    assert workdir.done(folder / "sft") is not None
+
+
+def broken_reward(prompts, completions):
+    return [float("nan") if i == 3 else 0.5 for i in range(len(prompts))]
+
+
+def test_method_shaping_starts_every_method_at_the_same_kl():
+    """The starting beta of raw rewards spends the same KL on the table as that of calibrated ones does in closed form."""
+    table_PK = np.sort(np.random.default_rng(0).normal(size=(64, 128)) * 3, 1)
+    _, raw_beta = align.method_shaping("raw", table_PK, 0.5)
+    shaping, beta = align.method_shaping("identity", table_PK, 0.5)
+    assert float(shaping.reward_scale) == 1.0
+    assert raw_beta == pytest.approx(1.0, rel=0.1)  # a standard normal reward: KL = 1 / (2 beta^2)
+    assert beta == pytest.approx(0.841, rel=0.05)
+
+
+def test_win_rate_of_a_policy_against_itself_is_one_half():
+    rewards = np.random.default_rng(0).normal(size=(4, 16))
+    np.testing.assert_allclose(win_rate_per_prompt(procedures.best_of(4), rewards, rewards), 0.5, atol=1e-9)
