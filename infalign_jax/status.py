@@ -45,7 +45,8 @@ def lines(workdir):
         rows += [(title, *_state(root / folder, config, alive)) for title, folder in found.items()]
         rows += [] if found else [(stage, "not needed", "")]
     finished = all(state in ("done", "not needed") for _, state, _ in rows)
-    table = [f"  {title:<26} {state:<12} {text}".rstrip() for title, state, text in rows]
+    width = max(len(title) for title, _, _ in rows)
+    table = [f"  {title:<{width}}  {state:<12} {text}".rstrip() for title, state, text in rows]
     return [f"workdir {root}", *table, "", *_ending(run, finished)]
 
 

@@ -157,7 +157,7 @@ def test_keys_unknown_missing_or_of_the_wrong_kind():
 
 @pytest.mark.parametrize("workdir", ["", "  ", "a\0b"])
 def test_workdirs_no_system_can_hold(workdir):
-    with pytest.raises(ValueError, match="config.workdir"):
+    with pytest.raises(ValueError, match=r"config\.workdir"):
         settings.resolve(changed({}), workdir)
 
 

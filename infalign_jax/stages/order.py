@@ -42,11 +42,10 @@ def state(config, stage):
         return "nothing to do"
     if missing(config, stage):
         return ""
-    if stage == "evaluate" and workdir.done(epath.Path(config["workdir"]) / stage).get("asked") != evaluation_asked(
-        config
-    ):
-        return ""
-    return "done before"
+    if stage != "evaluate":
+        return "done before"
+    result = workdir.done(epath.Path(config["workdir"]) / stage)
+    return "done before" if result.get("asked") == evaluation_asked(config) else ""
 
 
 def evaluation_asked(config):
@@ -70,5 +69,8 @@ def whereabouts(config):
     root = epath.Path(config["workdir"])
     found = {title: root / folder / "variables" for stage in STAGES for title, folder in outputs(config, stage).items()}
     found |= {"table": root / "calibrate" / "table.npz", "report": root / "evaluate" / "report.html"}
-    lines = [f"  {title:<24} {path}" for title, path in found.items() if path.exists()]
-    return "\n".join(["where everything is", *lines, f"  {'state of the run':<24} infalign status {root}"])
+    found = {title: path for title, path in found.items() if path.exists()} | {
+        "state of the run": f"infalign status {root}"
+    }
+    width = max(map(len, found))
+    return "\n".join(["where everything is", *(f"  {title:<{width}}  {path}" for title, path in found.items())])
