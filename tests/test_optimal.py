@@ -242,6 +242,28 @@ def test_many_rollouts_approach_the_exact_optimum():
     assert gaps[0] > gaps[1] > gaps[2] > 0 and gaps[2] < 0.006
 
 
+def test_published_optima_for_tables():
+    """Between the continuum optimum tabulated at the ranks (0.885, 0.9125) and exact calibration (0.930)."""
+    for size, expected in [(64, 0.8970), (256, 0.9172)]:
+        found = optimal.optimal_transform("best_of(8)", kl=0.5, calibration_samples=size)
+        assert found.win_rate == pytest.approx(expected, abs=3e-4)
+
+
+def test_beta_and_kl_are_two_ways_to_the_same_table_optimum():
+    for name in ("best_of(8)", "worst_of(4)"):
+        by_kl = optimal.optimal_transform(name, kl=1.2, calibration_samples=16)
+        by_beta = optimal.optimal_transform(name, beta=by_kl.beta, calibration_samples=16)
+        assert by_beta.kl == pytest.approx(1.2, abs=1e-6) and by_beta.win_rate == pytest.approx(
+            by_kl.win_rate, abs=1e-6
+        )
+
+
+def test_few_cells_and_many_draws_are_solved_too():
+    """Four cells for best-of-64: all of the derivative at the reference lies in the top cell."""
+    found = optimal.optimal_transform("best_of(64)", kl=0.2, calibration_samples=3)
+    assert found.residual < 1e-9 and np.argmax(found.phi(np.arange(4) / 3)) == 3
+
+
 def test_finite_table_gradients_are_derivatives():
     procedure, widths = procedures.from_name("order_statistic(2,3)"), finite_table.simulated_tables(5, 4000)
     log_w = np.array([0.0, 0.3, 0.1, 0.8, 1.5, 1.4])

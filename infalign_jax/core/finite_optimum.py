@@ -45,12 +45,47 @@ def solve(objective, calibration_samples, *, kl=None, beta=None, iterations=60):
             f"kl = {kl:g} is out of reach of a table of {size} rollouts: even its top cell alone has {limit:.4g}"
         )
     parts = [(w, finite_table.ranked(part)) for w, part in objective.parts]
-    widths = finite_table.simulated_tables(size, _CELLS, seed=1)
     middle = (np.arange(size + 1) + 0.5) / (size + 1)
-    start = -np.cumsum(sum(w * part.slope(middle) ** 2 for w, part in parts)[::-1])[::-1]
-    log_w = (
-        _with_kl(start, 0.5 * finite_table.largest_kl(size) if kl is None else kl) if kl else start / (size + 1) / beta
-    )
+    own = sum(w * part.slope(middle) ** 2 for w, part in parts)
+    start = 0.5 * own - np.cumsum(own[::-1])[::-1]  # the derivative at the reference, in the middle of each cell
+    start = _with_kl(start, kl or min(0.3, 0.3 * finite_table.largest_kl(size)))
+    residual, log_w, multiplier, mass, force = _ascend(parts, start, kl, beta, iterations)
+    if beta is not None and residual > 1e-8:  # from so far away Newton's method failed: find the KL that has this beta
+        residual, log_w, multiplier, mass, force = _ascend_by_kl(parts, start, beta, iterations)
+    if not residual < 1e-4:
+        target = f"kl = {kl:g}" if beta is None else f"beta = {beta:g}"
+        raise ValueError(
+            f"{target} was not solved for {objective.name} on a table of {size} rollouts (residual {residual:.1g})"
+        )
+    gap = float(np.sum(force**2 / mass) / (2 * multiplier))
+    win_rate, _ = finite_table.mean_win_rate(objective, log_w)
+    scores = multiplier * (log_w - log_w.max())
+    return TableOptimum(scores, multiplier, finite_table.mean_kl(log_w), win_rate, gap, residual)
+
+
+def _ascend_by_kl(parts, start, beta, iterations):
+    """The optimum at the KL whose multiplier is beta; beta falls as the KL grows."""
+    from scipy import optimize
+
+    limit = 0.98 * finite_table.largest_kl(len(start) - 1)
+    found = {}
+
+    def excess(log_kl):
+        found[log_kl] = _ascend(parts, _with_kl(start, np.exp(log_kl)), np.exp(log_kl), None, iterations)
+        return np.log(found[log_kl][2] / beta)
+
+    low, high = np.log(1e-3), np.log(limit)
+    if excess(low) < 0 or excess(high) > 0:
+        raise ValueError(
+            f"beta = {beta:g} belongs to no KL between 0.001 and {limit:.4g}, the most a table this small reaches"
+        )
+    log_kl = optimize.brentq(excess, low, high, xtol=1e-9)
+    return found[log_kl]
+
+
+def _ascend(parts, log_w, kl, beta, iterations):
+    """``(residual, log w, beta, mean mass, force)`` of the best point that Newton's method reaches from ``log_w``."""
+    widths = finite_table.simulated_tables(len(log_w) - 1, _CELLS, seed=1)
     history, best, settled = [], None, False
     for step in range(iterations):
         mass, win, divergence, curvature = _gradients(parts, log_w, widths, with_curvature=not settled)
@@ -71,11 +106,7 @@ def solve(objective, calibration_samples, *, kl=None, beta=None, iterations=60):
         settled = settled or (step >= 3 and residual < 0.05 and np.min(curvature) >= 0)
         if kl is not None:
             log_w = _with_kl(log_w, kl)
-    residual, log_w, multiplier, mass, force = best
-    gap = float(np.sum(force**2 / mass) / (2 * multiplier))
-    win_rate, _ = finite_table.mean_win_rate(objective, log_w)
-    scores = multiplier * (log_w - log_w.max())
-    return TableOptimum(scores, multiplier, finite_table.mean_kl(log_w), win_rate, gap, residual)
+    return best
 
 
 def _gradients(parts, log_w, widths, with_curvature):

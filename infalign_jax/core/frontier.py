@@ -128,9 +128,9 @@ def figure(rows, title=None):
             axis.plot(*zip(*points, strict=True), label=transform, **style)
         axis.set(title=name, xlabel="KL from the reference (nats per sequence)", ylabel="win rate")
         axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower right")
     for axis in axes[len(names) :]:
         axis.remove()
-    axes[0].legend(fontsize=8)
     if title:
         result.suptitle(title)
     return result

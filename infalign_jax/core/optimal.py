@@ -28,7 +28,8 @@ class OptimalTransform:
       kl: KL of the optimal policy, nats per sequence (with a table of K: mean over tables).
       win_rate: of the optimal policy (with a table of K: mean over tables, standard error about 1e-4).
       gap: ``beta * KL(f || Tf)``. Convex distortions: an upper bound of ``J* - J(f)``, ``J = W - beta KL``. Otherwise
-        it measures how far the condition of optimality is from being met, and bounds nothing.
+        it measures how far the condition of optimality is from being met, and bounds nothing; with a table of K it is the
+        gain that one more Newton step promises.
       residual: ``int f |log f - log Tf|``, nats: how well the fixed point is met.
       kind: ``certified`` (convex distortions), ``unique`` (proved to be the only stationary point) or ``local``.
       starts, agreed: of how many starts, how many ended at the returned density.
