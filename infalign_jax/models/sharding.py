@@ -34,20 +34,21 @@ def path_name(path) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
+def axes_of(path: str, ndim: int) -> tuple[str, ...]:
+    """Axis names of the parameter at `path`, such as 'layers/q/kernel'; ValueError if there is no such parameter."""
+    prefix = ("layers",) if path.startswith("layers/") else ()
+    for pattern, axes in _AXES:
+        if re.fullmatch(pattern, path.removeprefix("layers/")) and len(prefix + axes) == ndim:
+            return prefix + axes
+    raise ValueError(f"there are no axis names for parameter {path} with {ndim} axes")
+
+
 def logical_axes(variables):
     """A tree like `variables` (arrays or ShapeDtypeStructs) with a tuple of axis names in place of each leaf.
 
     Names: vocab, embed, heads, kv_heads, head_dim, mlp, lora, and layers for the axis on which layers are stacked.
     Raises ValueError for a parameter of unknown path or with another number of axes.
     """
-
-    def axes_of(path, leaf):
-        name = path_name(path)
-        collection, _, rest = name.partition("/")
-        prefix = ("layers",) if rest.startswith("layers/") else ()
-        for pattern, axes in _AXES:
-            if re.fullmatch(pattern, rest.removeprefix("layers/")) and len(prefix + axes) == len(leaf.shape):
-                return prefix + axes
-        raise ValueError(f"{collection} has no axis names for parameter {rest} of shape {tuple(leaf.shape)}")
-
-    return jax.tree_util.tree_map_with_path(axes_of, variables)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: axes_of(path_name(path).partition("/")[2], len(leaf.shape)), variables
+    )

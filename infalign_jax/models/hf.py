@@ -1,0 +1,234 @@
+"""Hugging Face folders in and out: one table of names and axes serves every family, in both directions.
+
+Tensors are read lazily and by slice, so a host touches only the bytes of its own shards, and saved in the dtype they
+have. Needs the `safetensors` package (extra `hf`).
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infalign_jax.models import heads, hf_config, sharding, transformer
+
+# Our path -> (their name, their axes). Axes carry our logical names; '*' joins two that are one axis there.
+_TENSORS = {
+    "embed/embedding": ("model.embed_tokens.weight", ("vocab", "embed")),
+    "unembed/kernel": ("lm_head.weight", ("vocab", "embed")),
+    "final_norm/scale": ("model.norm.weight", ("embed",)),
+    "reward_head/kernel": ("score.weight", ("one", "embed")),
+    "layers/q/kernel": ("self_attn.q_proj.weight", ("heads*head_dim", "embed")),
+    "layers/k/kernel": ("self_attn.k_proj.weight", ("kv_heads*head_dim", "embed")),
+    "layers/v/kernel": ("self_attn.v_proj.weight", ("kv_heads*head_dim", "embed")),
+    "layers/o/kernel": ("self_attn.o_proj.weight", ("embed", "heads*head_dim")),
+    "layers/q/bias": ("self_attn.q_proj.bias", ("heads*head_dim",)),
+    "layers/k/bias": ("self_attn.k_proj.bias", ("kv_heads*head_dim",)),
+    "layers/v/bias": ("self_attn.v_proj.bias", ("kv_heads*head_dim",)),
+    "layers/q_norm/scale": ("self_attn.q_norm.weight", ("head_dim",)),
+    "layers/k_norm/scale": ("self_attn.k_norm.weight", ("head_dim",)),
+    "layers/gate/kernel": ("mlp.gate_proj.weight", ("mlp", "embed")),
+    "layers/up/kernel": ("mlp.up_proj.weight", ("mlp", "embed")),
+    "layers/down/kernel": ("mlp.down_proj.weight", ("embed", "mlp")),
+    "layers/attention_norm/scale": ("input_layernorm.weight", ("embed",)),
+    "layers/mlp_norm/scale": ("post_attention_layernorm.weight", ("embed",)),
+}
+# Where a norm follows each block too, the name that others give to the second norm belongs to the first of those.
+_POST_NORMS = {
+    "layers/post_attention_norm/scale": ("post_attention_layernorm.weight", ("embed",)),
+    "layers/mlp_norm/scale": ("pre_feedforward_layernorm.weight", ("embed",)),
+    "layers/post_mlp_norm/scale": ("post_feedforward_layernorm.weight", ("embed",)),
+}
+_IGNORED = ("rotary_emb.inv_freq", "vision_tower.", "multi_modal_projector.")
+_PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # in front of embed_tokens, layers and norm
+
+
+def read_config(folder) -> dict:
+    """The parsed config.json of a folder; ValueError if there is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; a Hugging Face model folder has a config.json")
+    return json.loads(path.read_text())
+
+
+class _Folder:
+    """The safetensors files of a folder as one lazy mapping from tensor name (common prefix removed) to slices."""
+
+    def __init__(self, folder):
+        from safetensors import safe_open
+
+        folder, index = Path(folder), Path(folder) / "model.safetensors.index.json"
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        else:
+            files = ["model.safetensors"]
+        missing = [name for name in files if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(f"{folder / missing[0]} does not exist; weights are read from safetensors files")
+        self.tensors = {}
+        for name in files:
+            handle = safe_open(folder / name, framework="numpy")
+            for key in handle.keys():  # noqa: SIM118  (not a dict)
+                self.tensors[self._plain(key)] = (handle, key)
+
+    @staticmethod
+    def _plain(key):
+        for prefix in _PREFIXES:
+            if key.startswith(prefix):
+                return "model." + key.removeprefix(prefix)
+        return key.removeprefix("language_model.")
+
+    def slice(self, name):
+        handle, key = self.tensors[name]
+        return handle.get_slice(key)
+
+
+def _table(config):
+    return _TENSORS | _POST_NORMS if config.post_norms else _TENSORS
+
+
+def _names(config, path):
+    """Their names of the parameter at our `path`: one, or one for each layer."""
+    name = _table(config)[path][0]
+    if path.startswith("layers/"):
+        return [f"model.layers.{i}.{name}" for i in range(config.num_layers)]
+    return [name]
+
+
+def _their_axes(config, path):
+    return [axis.split("*") for axis in _table(config)[path][1]]
+
+
+def _read(source, config, path, axes, shape, index):
+    """The block `index` (slices of our array) of the parameter at `path`, reading only the bytes it needs."""
+    stacked = axes[0] == "layers"
+    layers = range(*index[0].indices(shape[0])) if stacked else [0]
+    axes, shape, index = (x[1:] if stacked else x for x in (axes, shape, index))
+    size = dict(zip(axes, shape, strict=True), one=1)
+    want = dict(zip(axes, [i.indices(n)[:2] for i, n in zip(index, shape, strict=True)], strict=True), one=(0, 1))
+    groups = _their_axes(config, path)
+    bounds, block = [], []
+    for group in groups:
+        # Of two joined axes the first may be cut; the second is read whole and cut below.
+        inner = size[group[1]] if len(group) == 2 else 1
+        start, stop = want[group[0]]
+        bounds.append(slice(start * inner, stop * inner))
+        block += [] if group == ["one"] else [stop - start, inner][: len(group)]
+    order = [name for group in groups for name in group if name != "one"]
+    parts = []
+    for layer in layers:
+        part = source.slice(_names(config, path)[layer])[tuple(bounds)].reshape(block)
+        part = part.transpose([order.index(name) for name in axes])
+        joined = {group[1] for group in groups if len(group) == 2}
+        parts.append(part[tuple(slice(*want[name]) if name in joined else slice(None) for name in axes)])
+    return np.stack(parts) if stacked else parts[0]
+
+
+def _check(source, config, shapes):
+    """Every tensor needed is there with the right shape, and every tensor there is needed."""
+    needed = {}
+    for path, leaf in shapes.items():
+        names = _names(config, path)
+        axes = sharding.axes_of(path, len(leaf.shape))
+        size = dict(zip(axes, leaf.shape, strict=True), one=1)
+        theirs = tuple(int(np.prod([size[name] for name in group])) for group in _their_axes(config, path))
+        needed |= dict.fromkeys(names, theirs)
+    for name, shape in needed.items():
+        if name not in source.tensors:
+            raise ValueError(f"the folder has no tensor {name}, which its config.json calls for")
+        found = tuple(source.slice(name).get_shape())
+        if found != shape:
+            raise ValueError(f"tensor {name} has shape {found}; config.json calls for {shape}")
+    for name in source.tensors:
+        tied = name == "lm_head.weight" and config.tied_embeddings  # a copy of the embedding table
+        if name not in needed and not tied and not any(part in name for part in _IGNORED):
+            raise ValueError(f"the folder has tensor {name}, which this architecture has no place for")
+
+
+def load(folder, *, reward_head: bool = False, shardings=None, **changes):
+    """(config, variables) of a Hugging Face folder.
+
+    reward_head  read a `*ForSequenceClassification` folder with one label: its score becomes `reward_head`, so that
+                 `heads.reward` gives its scores
+    shardings    None for host arrays moved to the default device, or a tree of Shardings like the variables; each
+                 process then reads only the slices its own devices hold
+    changes      fields of the config to replace, e.g. dtype='float32', param_dtype='bfloat16', remat='layer'
+
+    Raises ValueError naming the file, tensor or option when something is missing, superfluous or unsupported.
+    """
+    config = hf_config.from_hf(read_config(folder), **changes)
+    source = _Folder(folder)
+    if reward_head and config.tied_embeddings is False and "lm_head.weight" not in source.tensors:
+        config = config.replace(tied_embeddings=True)  # a classifier has no output head to be untied
+    make = heads.init if reward_head else transformer.init
+    shapes = jax.eval_shape(lambda key: make(config, key), jax.random.key(0))
+    flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    paths = [sharding.path_name(path).removeprefix("params/") for path, _ in flat]
+    leaves = [leaf for _, leaf in flat]
+    _check(source, config, {p: x for p, x in zip(paths, leaves, strict=True) if p != "reward_head/bias"})
+    places = [None] * len(leaves) if shardings is None else jax.tree.leaves(shardings)
+    dtype = jnp.dtype(config.param_dtype)
+
+    def array(path, leaf, place):
+        if path == "reward_head/bias":
+            return jnp.zeros((), dtype)
+        axes = sharding.axes_of(path, len(leaf.shape))
+        read = lambda index: _read(source, config, path, axes, leaf.shape, index).astype(dtype)  # noqa: E731
+        if place is None:
+            return jnp.asarray(read((slice(None),) * len(leaf.shape)))
+        return jax.make_array_from_callback(leaf.shape, place, read)
+
+    return config, tree.unflatten([array(*each) for each in zip(paths, leaves, places, strict=True)])
+
+
+def to_tensors(config, variables) -> dict:
+    """{their name: numpy array} of all parameters, in their layout and the stored dtype; shares no layout with ours."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(variables["params"])
+    tensors = {}
+    for keys, leaf in flat:
+        path = sharding.path_name(keys)
+        if path == "reward_head/bias":
+            if float(leaf) != 0.0:
+                raise ValueError(f"reward_head has bias {float(leaf)}; the format has no place for one, subtract it")
+            continue
+        axes, groups = sharding.axes_of(path, leaf.ndim), _their_axes(config, path)
+        array = np.asarray(leaf)
+        stacked = axes[0] == "layers"
+        axes = axes[1:] if stacked else axes
+        size = dict(zip(axes, array.shape[stacked:], strict=True), one=1)
+        order = [axes.index(name) for group in groups for name in group if name != "one"]
+        shape = [int(np.prod([size[name] for name in group])) for group in groups]
+        for name, part in zip(_names(config, path), array if stacked else [array], strict=True):
+            tensors[name] = np.ascontiguousarray(part.transpose(order).reshape(shape))
+    return tensors
+
+
+def save(folder, config, variables, source):
+    """Write `variables` as a Hugging Face folder that `transformers` loads: weights, config.json, tokeniser files.
+
+    source: the folder the architecture came from; its config.json (with the dtype updated) and small files are copied.
+    Raises ValueError if its config.json describes another architecture.
+    """
+    from safetensors.numpy import save_file
+
+    values = read_config(source)
+    same = dict(dtype=config.dtype, param_dtype=config.param_dtype, remat=config.remat, lora_scale=config.lora_scale)
+    theirs = hf_config.from_hf(values, **same, tied_embeddings=config.tied_embeddings)
+    if theirs != config:
+        raise ValueError(f"{source} describes another architecture than the model to be saved")
+    if "lora" in variables:
+        raise ValueError("variables has adapters; merge them into the parameters before saving")
+    if hf_config.text_config(values) is not values:
+        raise ValueError(f"{source} is a model of text and images; only text models can be saved")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(Path(source).iterdir()):
+        if path.is_file() and path.suffix in (".json", ".model", ".jinja", ".txt") and "safetensors" not in path.name:
+            shutil.copyfile(path, folder / path.name)
+    tensors = to_tensors(config, variables)
+    values.pop("torch_dtype", None)
+    values["dtype"] = str(next(iter(tensors.values())).dtype)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
