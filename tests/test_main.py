@@ -150,7 +150,6 @@ def test_doctor_names_the_machine_and_what_a_config_would_run(capsys, tmp_path):
             "--config.reward=learned",
             "--config.sft.steps=31",
             "--config.align.methods=raw,log",
-            "--config.align.methods=raw,log",
         ]
     )
     said = capsys.readouterr().out
