@@ -147,7 +147,7 @@ def test_damaged_gzip(tmp_path):
     ids=["ideographs", "emoji", "words", "one huge word", "right to left"],
 )
 def test_prompts_over_the_limit_in_any_script(text, tmp_path):
-    config = jsonl(tmp_path, [*rows(8), {**GOOD, "prompt": text}], tokenizer__kind="bpe", tokenizer__vocab_size=400)
+    config = jsonl(tmp_path, [*rows(8), {**GOOD, "prompt": text}], tokenizer__kind="bpe", tokenizer__vocab_size=700)
     opened = experiment.open_experiment(config)
     held = any(prompt.text == text for prompt in opened.dataset.test_prompts)
     assert "the limit is 8" in refused(lambda: experiment.encode_split(opened, "test" if held else "train"))
