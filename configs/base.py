@@ -95,11 +95,11 @@ def get_config():
         "exponential(-5)",
     )  # compared by `run`
     config.align.seeds = (0,)  # training seeds; every method is trained once with each, results pool prompts and seeds
-    config.align.steps = 100
+    config.align.steps = 150
     config.align.prompts_per_step = 64  # B
     config.align.rollouts = 8  # R, rollouts per prompt and step, >= 2
-    config.align.learning_rate = 3e-3  # Adam, constant, then linear to 0
-    config.align.decay = 1 / 3  # fraction of the steps over which the learning rate falls to 0
+    config.align.learning_rate = 2e-3  # Adam, constant, then linear to 0
+    config.align.decay = 0.7  # fraction of the steps over which the learning rate falls to 0
     config.align.clip_norm = 5.0  # global gradient norm
     config.align.target_kl = 0.5  # nats per sequence between policy and reference
     config.align.kl_margin = 1.15  # training aims at target_kl times this, so that equal KL is reached by interpolation

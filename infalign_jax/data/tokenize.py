@@ -84,16 +84,17 @@ def encode_prompts(tokenizer, texts, max_tokens, on_long="error"):
     return EncodedPrompts(tokens_NS, lengths_N, kept)
 
 
-def encode_responses(tokenizer, texts, max_tokens):
+def encode_responses(tokenizer, texts, max_tokens, *, tell=True):
     """Responses as right-padded tokens [n, C] and mask [n, C], each ending in EOS.
 
     A response that does not fit with its EOS is cut at C tokens and gets none, as a sampled one would; the count is
-    said aloud.
+    said aloud unless `tell` is False (a reward model reads sampled responses at every step, whose cuts are counted
+    where they are sampled).
     """
     max_tokens = require_count("max response tokens", max_tokens, 1)
     rows = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(list(texts))]
     cut = sum(len(row) > max_tokens for row in rows)
-    if cut:
+    if cut and tell:
         logging.warning("%d of %d responses were cut at %d tokens and have no EOS", cut, len(rows), max_tokens)
     tokens_NC = np.full((len(rows), max_tokens), tokenizer.pad_id, np.int32)
     mask_NC = np.zeros((len(rows), max_tokens), np.float32)
