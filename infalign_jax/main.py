@@ -63,8 +63,10 @@ def cli():
         line = errors.sentence(error)
         if line is None:
             raise
-        print(f"infalign: {line}", file=sys.stderr)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+        print(f"infalign: {line}", file=sys.stderr, flush=True)
+        if isinstance(error, KeyboardInterrupt):
+            os._exit(130)  # an orderly exit would tear down XLA in the middle of a compilation, and crash
+        sys.exit(2)
 
 
 def main(words):

@@ -42,29 +42,30 @@ def lines(workdir):
     alive, rows = bool(run and run["alive"]), []
     for stage in order.STAGES:
         found = order.outputs(config, stage)
-        rows += [(title, *_state(root / folder, config, alive)) for title, folder in found.items()]
+        rows += [(title, *_state(root / folder, config)) for title, folder in found.items()]
         rows += [] if found else [(stage, "not needed", "")]
-    finished = all(state in ("done", "not needed") for _, state, _ in rows)
+    open_rows = [i for i, (_, state, _) in enumerate(rows) if state not in ("done", "not needed")]
+    if alive and open_rows:  # the first is at work, also before it has written a number
+        rows[open_rows[0]] = (rows[open_rows[0]][0], "running", rows[open_rows[0]][2])
     width = max(len(title) for title, _, _ in rows)
     table = [f"  {title:<{width}}  {state:<12} {text}".rstrip() for title, state, text in rows]
-    return [f"workdir {root}", *table, "", *_ending(run, finished)]
+    return [f"workdir {root}", *table, "", *_ending(run, not open_rows)]
 
 
-def _state(folder, config, alive):
-    """(word, numbers) of one output: done, running or interrupted, not begun."""
+def _state(folder, config):
+    """(word, numbers) of one output: done, interrupted or not begun."""
     result = workdirs.done(folder)
     if result is not None:
         numbers = {name: result[name] for name in _SHOWN if isinstance(result.get(name), (int, float))}
         seconds = result.get("stage_seconds")
         return "done", " · ".join(filter(None, [duration(seconds) if seconds else "", describe(numbers)]))
-    word = "running" if alive else "interrupted"
     if parts := sorted((folder / "parts").glob("*.npz")) if (folder / "parts").exists() else []:
-        return word, f"{len(parts)} calls of {config['calibrate']['prompts_per_call']} prompts are saved"
+        return "interrupted", f"{len(parts)} calls of {config['calibrate']['prompts_per_call']} prompts are saved"
     if rows := metrics.read(folder):
         section = {"judge": "reward_model"}.get(folder.name, folder.name)
         steps = config[section if section in config else "align"]["steps"]
         last = {name: rows[-1][name] for name in _SHOWN if name in rows[-1]}
-        return word, f"step {number(rows[-1]['step'] + 1)} of {steps} · {describe(last)}"
+        return "interrupted", f"step {number(rows[-1]['step'] + 1)} of {steps} · {describe(last)}"
     return "not begun", ""
 
 

@@ -197,7 +197,9 @@ def test_status_says_what_is_done_and_what_was_interrupted(tmp_path):
 def test_status_tells_running_failed_and_killed_apart(tmp_path):
     config = record(tmp_path)
     with workdirs.claim(config):
-        assert any(line.startswith(f"running: process {os.getpid()}") for line in status.lines(tmp_path))
+        lines = status.lines(tmp_path)
+        assert any(line.startswith(f"running: process {os.getpid()}") for line in lines)
+        assert re.fullmatch(r"  sft +running", lines[1]) and "not begun" in lines[3]
     with pytest.raises(FloatingPointError), workdirs.claim(config):
         raise FloatingPointError("loss is nan")
     assert any("ended: loss is nan" in line for line in status.lines(tmp_path))
