@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 
 INTERRUPTED = "interrupted; the same command goes on where it stopped"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -42,6 +43,17 @@ def raised_here(error):
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == "infalign_jax"
+
+
+def quiet_readers():
+    """Drops what parallel reads of a damaged checkpoint say when the first of them has failed: that one is reported."""
+    show = sys.unraisablehook
+
+    def hook(raised):
+        if not (isinstance(raised.exc_value, RuntimeError) and str(raised.exc_value) == "Event loop is closed"):
+            show(raised)
+
+    sys.unraisablehook = hook
 
 
 def _disk_full(text):

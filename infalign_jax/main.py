@@ -53,6 +53,7 @@ first steps
 
 def cli():
     """Entry point of the console script `infalign`: what a user got wrong ends with one sentence and exit status 2."""
+    errors.quiet_readers()
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -274,6 +275,15 @@ def test_errors_of_users_are_sentences_and_bugs_are_not():
     assert "out of memory" in errors.sentence(MemoryError())
     assert "goes on" in errors.sentence(KeyboardInterrupt())
     assert errors.sentence(RuntimeError("something else")) is None
+
+
+def test_only_the_noise_of_failed_reads_is_dropped(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    errors.quiet_readers()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert [str(raised.exc_value) for raised in shown] == ["another", "Event loop is closed"]
 
 
 def shell(arguments, **options):
