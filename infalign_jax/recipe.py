@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+import textwrap
 import traceback
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ def _describe(error, file):
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    text = " ".join(str(error).split())
+    text = textwrap.shorten(str(error), 300, placeholder=" ...")  # a ConfigDict prints all of itself
     kind = "" if isinstance(error, ValueError) and not lines else f"{type(error).__name__}: "
     return (f"line {lines[-1]}: " if lines else "") + kind + text
 

@@ -15,6 +15,7 @@ from infalign_jax import __version__, doctor, errors, main, recipe, status
 from infalign_jax.stages import order
 from infalign_jax.training import workdir as workdirs
 from tests import tiny
+from tests.refusals import refused
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny.py")
@@ -72,16 +73,6 @@ RECIPES = {  # content of a recipe: words of the sentence
     "raise ValueError('two\\n\\nlines')": "ValueError: two lines",
     "\0": "source code",
 }  # fmt: skip
-
-
-def refused(act):
-    """The one line with which a call is refused."""
-    with pytest.raises(Exception) as caught:
-        act()
-    line = errors.sentence(caught.value)
-    assert line is not None, f"a bug, not a sentence: {caught.value!r}"
-    assert line and "\n" not in line
-    return line
 
 
 @pytest.mark.parametrize(("arguments", "words"), COMMAND_LINES.items())
