@@ -84,7 +84,19 @@ def get_config():
     config.calibrate.tails = (
         "flat"  # u beyond the extremes of the K rollouts: 'flat' (ranks) or 'exponential' (fitted tails)
     )
+    config.calibrate.source = (
+        "table"  # u of training rewards: 'table' (rollouts) or 'amortized' (quantiles predicted from the prompt)
+    )
     config.calibrate.prompts_per_call = 136  # prompts sampled at once; a part file is saved after each call
+
+    config.amortize = ConfigDict()
+    config.amortize.enabled = False  # whether `run` includes it: quantiles of the reference reward, from the prompt
+    config.amortize.levels = 32  # quantiles predicted, the expected order statistics of so many rollouts, >= 8
+    config.amortize.steps = 300
+    config.amortize.batch_size = 64  # prompts a step, each with its row of the table
+    config.amortize.learning_rate = 1e-3
+    config.amortize.clip_norm = 1.0
+    config.amortize.leave_out = False  # also train without each group of prompts, and measure on that group
 
     config.align = ConfigDict()
     config.align.methods = (
@@ -102,6 +114,7 @@ def get_config():
     config.align.decay = 0.7  # fraction of the steps over which the learning rate falls to 0
     config.align.clip_norm = 5.0  # global gradient norm
     config.align.target_kl = 0.5  # nats per sequence between policy and reference
+    config.align.kl_estimator = "sampled"  # KL in the gradient: 'sampled' log-ratio, or 'exact' over the vocabulary
     config.align.kl_margin = 1.15  # training aims at target_kl times this, so that equal KL is reached by interpolation
     config.align.kl_rate = 0.15  # gain of the beta controller; 0 keeps the closed-form beta
     config.align.kl_warmup = 20  # steps before the controller starts

@@ -10,6 +10,7 @@ from infalign_jax.data.tokenizer import MODEL_TYPES
 from infalign_jax.models import config as model_config
 from infalign_jax.stages import order
 from infalign_jax.stages.align import UNCALIBRATED
+from infalign_jax.stages.amortize import SOURCES as SOURCES_OF_U
 from infalign_jax.stages.reward import TRUNCATED, python_reward
 from infalign_jax.stages.rules import devices, flag, one_of, real, text, tuple_of, whole
 
@@ -57,7 +58,8 @@ RULES = {
     "sft": _TRAINING,
     "reward_model": _TRAINING,
     "sampling": {"temperature": real(0, open_low=True), "truncated": one_of(*TRUNCATED), "penalty": real(0)},
-    "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES), "held_out": whole(1), "mismatch": one_of("warn", "refuse", "ignore")},
+    "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES), "source": one_of(*SOURCES_OF_U), "held_out": whole(1), "mismatch": one_of("warn", "refuse", "ignore")},
+    "amortize": {"enabled": flag(), "levels": whole(8), **_TRAINING, "leave_out": flag()},
     "align": {
         "methods": tuple_of(text(1), least=1),
         "seeds": tuple_of(whole(0), least=1),
@@ -68,6 +70,7 @@ RULES = {
         "decay": real(0, 1),
         "clip_norm": real(0, open_low=True),
         "target_kl": real(0, open_low=True),
+        "kl_estimator": one_of("sampled", "exact"),
         "kl_margin": real(0.5, 2),
         "kl_rate": real(0),
         "kl_warmup": whole(0),
@@ -130,12 +133,14 @@ def _check_names(config):
             legal = ", ".join(map(repr, legal))
             raise ValueError(f"config.{key} is {config[key]!r}; legal are {legal} and 'module:function'")
     kl, folders = config.align.target_kl * config.align.kl_margin, {}
+    table = config.calibrate.source == "table"
+    samples = config.calibrate.rollouts if table else config.amortize.levels
     for method in config.align.methods:
         if method not in UNCALIBRATED:
             _named(
                 "align.methods",
                 method,
-                lambda m: optimal.resolve(m, kl=kl, calibration_samples=config.calibrate.rollouts),
+                lambda m: optimal.resolve(m, kl=kl, calibration_samples=samples),
             )
         other = folders.setdefault(order.align_folder(method, 0), method)
         if other != method:
@@ -175,6 +180,19 @@ def _check_together(config):
         legal = ", ".join(map(repr, ("standard", *evaluated)))
         raise ValueError(
             f"config.evaluate.headline is {section.headline!r}; it must be among the procedures evaluated: {legal}"
+        )
+    if config.calibrate.source == "amortized":
+        for key, legal in (("amortize.enabled", True), ("calibrate.tails", "exponential")):
+            section, name = key.split(".")
+            if config[section][name] != legal:
+                raise ValueError(
+                    f"config.calibrate.source is 'amortized', which needs config.{key} to be {legal!r}, not "
+                    f"{config[section][name]!r}"
+                )
+    if config.sampling.truncated == "lowest" and config.amortize.enabled:
+        raise ValueError(
+            "config.sampling.truncated is 'lowest', a reward no quantile head can learn (config.amortize.enabled is "
+            "True); choose 'as_is' or 'penalty'"
         )
     if config.sampling.truncated == "lowest" and (raw := [m for m in config.align.methods if m in UNCALIBRATED]):
         raise ValueError(
