@@ -36,11 +36,14 @@ def get_config():
     config.data.long_prompts = "error"  # a prompt over the limit: 'error', 'truncate_left' (keeps its end), 'drop'
 
     config.tokenizer = ConfigDict()
-    config.tokenizer.path = ""  # a SentencePiece .model file; '' trains one on the demonstrations
+    config.tokenizer.path = (
+        ""  # a SentencePiece .model file or a folder with a tokenizer; '' is the model's own, or trains one on the data
+    )
     config.tokenizer.kind = "word"  # how to train one: 'word' (split at spaces), 'bpe', 'unigram'
     config.tokenizer.vocab_size = 4096  # pieces to train; 'word' takes one a word
 
     config.model = ConfigDict()
+    config.model.path = ""  # Hugging Face folder to start from (its sizes replace those below); '' is a fresh model
     config.model.num_layers = 2
     config.model.embed_dim = 64
     config.model.num_heads = 4  # query heads
@@ -48,8 +51,14 @@ def get_config():
     config.model.head_dim = 16
     config.model.mlp_dim = 192  # width of the gated MLP
     config.model.tied_embeddings = True  # one matrix for tokens in and logits out
-    config.model.dtype = "float32"  # compute: 'float32', 'bfloat16'; parameters are kept in float32
+    config.model.dtype = "float32"  # compute: 'float32', 'bfloat16'
+    config.model.param_dtype = "float32"  # parameters as kept and trained; 'bfloat16' suits those that LoRA leaves alone
     config.model.remat = "none"  # 'none' keeps activations, 'layer' recomputes each layer in the backward pass
+
+    config.lora = ConfigDict()
+    config.lora.rank = 0  # of the adapters that stage align trains on the reference's own parameters; 0 trains all of them
+    config.lora.alpha = 16.0  # adapters are scaled by alpha / rank
+    config.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")  # projections that get one
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along the batch; -1 takes all that are left
@@ -57,7 +66,7 @@ def get_config():
     config.mesh.tensor = 1  # devices that share heads and the MLP
 
     config.sft = ConfigDict()
-    config.sft.steps = 200
+    config.sft.steps = 200  # 0, with a model.path: that model is the reference policy as it is
     config.sft.batch_size = 256  # demonstrations a step
     config.sft.learning_rate = 3e-3  # peak; 5 % linear warm-up, cosine to 10 %
     config.sft.clip_norm = 1.0  # global gradient norm
@@ -96,6 +105,7 @@ def get_config():
     config.amortize.batch_size = 64  # prompts a step, each with its row of the table
     config.amortize.learning_rate = 1e-3
     config.amortize.clip_norm = 1.0
+    config.amortize.held_out = 128  # reference rollouts per held-out prompt by which all calibrations are judged, >= 3
     config.amortize.leave_out = False  # also train without each group of prompts, and measure on that group
 
     config.align = ConfigDict()

@@ -12,6 +12,7 @@ STAGES = {
     "sft": "infalign_jax.stages.sft",
     "reward-model": "infalign_jax.stages.reward_model",
     "calibrate": "infalign_jax.stages.calibrate",
+    "amortize": "infalign_jax.stages.amortize",
     "align": "infalign_jax.stages.align",
     "evaluate": "infalign_jax.stages.evaluate",
 }
@@ -31,6 +32,7 @@ commands
   sft            the reference policy, by next-token training on demonstrations
   reward-model   a reward model, and a judge, from preference pairs, where the config asks for learned ones
   calibrate      rollouts of the reference policy, scored: the table that calibrates rewards
+  amortize       a head that predicts each prompt's table from the prompt; `run` includes it if config.amortize.enabled
   align          one policy per method of config.align.methods, each with its reward transform
   evaluate       win rates of all methods at equal KL, tables, figures and report.html
   status DIR     what is done in a workdir, what runs or failed, and how to go on
@@ -107,6 +109,9 @@ def run(command, config, workdir):
     from infalign_jax.training import compilation
     from infalign_jax.training import workdir as workdirs
 
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.amortize.enabled |= command == "amortize"  # to name the optional stage is to ask for it
     config = settings.resolve(config, workdir)
     names = list(STAGES) if command == "run" else [command]
     with workdirs.claim(config.to_dict()):

@@ -1,8 +1,9 @@
-"""A scalar reward head on the transformer: variables['params']['reward_head'] beside the trunk's own parameters."""
+"""Heads on the transformer, beside the trunk's own parameters: a scalar reward, and the quantiles of a prompt's rewards."""
 
 import jax
 import jax.numpy as jnp
 
+from infalign_jax.core.quantiles import monotone_quantiles
 from infalign_jax.models import transformer
 
 
@@ -35,3 +36,38 @@ def reward(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tok
     head = jax.tree.map(lambda x: x.astype(jnp.float32), variables["params"]["reward_head"])
     rewards_BR = hidden_BRD @ head["kernel"] + head["bias"]
     return jnp.where(completion_lengths_BR > 0, rewards_BR, jnp.nan)
+
+
+def add_quantile_head(config, variables, quantiles_M, scale):
+    """The same trunk with a quantile head that begins by saying `quantiles_M` (ascending, reward units) of every prompt.
+
+    scale: reward units, positive; the unit in which the head works. It and the middle quantile, its origin, are kept
+    beside the head's parameters and are not trained.
+    """
+    dtype = jnp.dtype(config.param_dtype)
+    quantiles_M = jnp.asarray(quantiles_M, jnp.float32)
+    middle = quantiles_M.shape[0] // 2
+    steps = jnp.maximum(jnp.diff(quantiles_M) / scale, 1e-4)
+    raw = jnp.insert(jnp.log(jnp.expm1(steps)), middle, 0.0)  # softplus of these are the steps
+    head = {
+        "kernel": jnp.zeros((config.embed_dim, raw.shape[0] + 2), dtype),
+        "bias": jnp.concatenate([jnp.zeros(2), raw]).astype(dtype),
+        "location": quantiles_M[middle],
+        "scale": jnp.asarray(scale, jnp.float32),
+    }
+    return {**variables, "params": {**variables["params"], "quantile_head": head}}
+
+
+def quantiles(config, variables, prompt_tokens_BS, prompt_lengths_B):
+    """Quantiles `[B, M]` of each prompt's rewards, float32, ascending, in reward units.
+
+    A linear function of the hidden state at the prompt's last token gives a shift a, a log scale b and a shape:
+    location + scale · (a + e^b · monotone(shape)). Prompts differ in the scale of their rewards first of all, by orders
+    of magnitude, and this way one number says so. Differentiable in `variables`, except location and scale.
+    """
+    hidden_BSD = transformer.forward(config, variables, prompt_tokens_BS, prompt_lengths_B)
+    head = jax.tree.map(lambda x: x.astype(jnp.float32), variables["params"]["quantile_head"])
+    location, scale = (jax.lax.stop_gradient(head[name]) for name in ("location", "scale"))
+    out_BX = hidden_BSD[:, -1].astype(jnp.float32) @ head["kernel"] + head["bias"]
+    shift_B1, log_scale_B1, shape_BM = out_BX[:, :1], out_BX[:, 1:2], out_BX[:, 2:]
+    return monotone_quantiles(shape_BM, location + scale * shift_B1, scale * jnp.exp(log_scale_B1))

@@ -19,6 +19,9 @@ _AXES = (
     (r"\w*norm/scale", ("embed",)),
     (r"reward_head/kernel", ("embed",)),
     (r"reward_head/bias", ()),
+    (r"quantile_head/kernel", ("embed", "levels")),
+    (r"quantile_head/bias", ("levels",)),
+    (r"quantile_head/(location|scale)", ()),
     (r"(q|k|v|gate|up)/a", ("embed", "lora")),
     (r"o/a", ("heads", "head_dim", "lora")),
     (r"down/a", ("mlp", "lora")),
@@ -46,7 +49,7 @@ def axes_of(path: str, ndim: int) -> tuple[str, ...]:
 def logical_axes(variables):
     """A tree like `variables` (arrays or ShapeDtypeStructs) with a tuple of axis names in place of each leaf.
 
-    Names: vocab, embed, heads, kv_heads, head_dim, mlp, lora, and layers for the axis on which layers are stacked.
+    Names: vocab, embed, heads, kv_heads, head_dim, mlp, lora, levels, and layers for the axis on which layers are stacked.
     Raises ValueError for a parameter of unknown path or with another number of axes.
     """
     return jax.tree_util.tree_map_with_path(

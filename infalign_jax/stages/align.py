@@ -18,7 +18,7 @@ from infalign_jax.core.policy_gradient import exact_kl_loss, policy_gradient_los
 from infalign_jax.data.batches import make_batches
 from infalign_jax.models import transformer
 from infalign_jax.sampling.log_probs import token_statistics
-from infalign_jax.stages import order
+from infalign_jax.stages import amortize, order
 from infalign_jax.stages.calibrate import check_uniform, load_table
 from infalign_jax.stages.experiment import (
     Experiment,
@@ -179,10 +179,11 @@ def run(config):
         kl_estimator=section.kl_estimator,
         tails=config.calibrate.tails,
     )
+    prompts, predicted = encode_split(experiment, "train"), config.calibrate.source == "amortized"
     inputs = Inputs(
         experiment,
-        encode_split(experiment, "train"),
-        table.rewards_PK,
+        prompts,
+        amortize.predicted_table(experiment, prompts) if predicted else table.rewards_PK,
         open_reward(experiment, config.reward, experiment.workdir / "reward_model"),
         load_policy_variables(experiment, experiment.workdir / "sft" / "variables"),
         optimizer,

@@ -4,7 +4,7 @@ from etils import epath
 
 from infalign_jax.training import workdir
 
-STAGES = ("sft", "reward-model", "calibrate", "align", "evaluate")
+STAGES = ("sft", "reward-model", "calibrate", "amortize", "align", "evaluate")
 
 
 def outputs(config, stage):
@@ -17,6 +17,8 @@ def outputs(config, stage):
     if stage == "reward-model":
         asked = {"reward model": ("reward_model", config["reward"]), "judge": ("judge", config["judge"])}
         return {title: folder for title, (folder, kind) in asked.items() if kind == "learned"}
+    if stage == "amortize" and not config["amortize"]["enabled"]:
+        return {}
     if stage == "align":
         section = config["align"]
         runs = [(method, seed) for method in section["methods"] for seed in section["seeds"]]

@@ -7,10 +7,11 @@ from infalign_jax.core.calibration import QUANTILES
 from infalign_jax.data.dataset import SOURCES
 from infalign_jax.data.tokenize import ON_LONG
 from infalign_jax.data.tokenizer import MODEL_TYPES
-from infalign_jax.models import config as model_config
+from infalign_jax.models import lora
 from infalign_jax.stages import order
 from infalign_jax.stages.align import UNCALIBRATED
 from infalign_jax.stages.amortize import SOURCES as SOURCES_OF_U
+from infalign_jax.stages.architecture import architecture
 from infalign_jax.stages.reward import TRUNCATED, python_reward
 from infalign_jax.stages.rules import devices, flag, one_of, real, text, tuple_of, whole
 
@@ -44,6 +45,7 @@ RULES = {
     },
     "tokenizer": {"path": text(), "kind": one_of(*MODEL_TYPES), "vocab_size": whole(4)},
     "model": {
+        "path": text(),
         "num_layers": whole(1),
         "embed_dim": whole(1),
         "num_heads": whole(1),
@@ -52,14 +54,20 @@ RULES = {
         "mlp_dim": whole(1),
         "tied_embeddings": flag(),
         "dtype": one_of("float32", "bfloat16"),
+        "param_dtype": one_of("float32", "bfloat16"),
         "remat": one_of("none", "dots", "layer"),
     },
+    "lora": {
+        "rank": whole(0),
+        "alpha": real(0, open_low=True),
+        "targets": tuple_of(one_of(*lora.TARGETS), least=1),
+    },
     "mesh": {"data": devices(), "fsdp": devices(), "tensor": devices()},
-    "sft": _TRAINING,
+    "sft": {**_TRAINING, "steps": whole(0)},
     "reward_model": _TRAINING,
     "sampling": {"temperature": real(0, open_low=True), "truncated": one_of(*TRUNCATED), "penalty": real(0)},
     "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES), "source": one_of(*SOURCES_OF_U), "held_out": whole(1), "mismatch": one_of("warn", "refuse", "ignore")},
-    "amortize": {"enabled": flag(), "levels": whole(8), **_TRAINING, "leave_out": flag()},
+    "amortize": {"enabled": flag(), "levels": whole(8), **_TRAINING, "held_out": whole(3), "leave_out": flag()},
     "align": {
         "methods": tuple_of(text(1), least=1),
         "seeds": tuple_of(whole(0), least=1),
@@ -160,10 +168,14 @@ def _named(key, name, parse):
 
 def _check_together(config):
     """Keys that must fit each other."""
-    try:
-        model_config.from_dict({**config.model, "vocab_size": config.tokenizer.vocab_size})
-    except ValueError as error:
-        raise ValueError(f"config.{error}") from error
+    architecture(config, config.tokenizer.vocab_size)
+    if config.model.path and config.tokenizer.path:
+        raise ValueError(
+            f"config.tokenizer.path is {config.tokenizer.path!r}, and config.model.path brings a tokenizer of its own; "
+            "leave one of them ''"
+        )
+    if config.sft.steps == 0 and not config.model.path:
+        raise ValueError("config.sft.steps is 0, and config.model.path names no model to take as it is; train at least 1")
     if (free := [axis for axis, size in config.mesh.items() if size == -1])[1:]:
         raise ValueError(
             f"config.mesh.{free[0]} and config.mesh.{free[1]} are -1; only one axis can take all devices left"

@@ -18,6 +18,7 @@ RULES = {
     "head_dim": None,
     "layers": None,
     "lora": None,
+    "levels": None,
     None: None,
 }
 
