@@ -56,12 +56,12 @@ def plan(config, workdir=""):
     """Lines about what a config would run. Raises ValueError if it is not legal."""
     import jax
 
-    from infalign_jax.models import config as model_config
     from infalign_jax.models import transformer
     from infalign_jax.stages import order, settings
+    from infalign_jax.stages.architecture import architecture
 
     config = settings.resolve(config, workdir or "not-chosen")
-    model = model_config.from_dict({**config.model, "vocab_size": config.tokenizer.vocab_size})
+    model = architecture(config, config.tokenizer.vocab_size)
     shapes = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     data, section = config.data, config.align
@@ -80,7 +80,7 @@ def plan(config, workdir=""):
         f"data               {data.name} {data.path}".rstrip(),
         f"reward, judge      {config.reward}, {config.judge}",
         f"model              {count / 1e6:.2f} million parameters with {model.vocab_size} pieces (the most it may have), "
-        f"{config.model.num_layers} layers, {config.model.dtype}",
+        f"{model.num_layers} layers, {config.model.dtype}",
         "would run",
         *(f"  {name:<16} {states[name] or text}" for name, text in work.items()),
     ]

@@ -85,6 +85,11 @@ class _Folder:
         return handle.get_slice(key)
 
 
+def module_name(path) -> str:
+    """Their name, within a layer, of the module that holds our parameter at `path`: 'self_attn.q_proj'."""
+    return _TENSORS[path][0].removesuffix(".weight")
+
+
 def _table(config):
     return _TENSORS | _POST_NORMS if config.post_norms else _TENSORS
 

@@ -25,11 +25,11 @@ from infalign_jax.stages.experiment import (
     Prompts,
     draw,
     encode_split,
-    load_policy_variables,
+    load_reference,
     open_experiment,
     texts_of,
-    variable_shardings,
 )
+from infalign_jax.stages.policies import begin, describe, export, trained_shardings
 from infalign_jax.stages.reward import open_reward, score
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.loop import restore_or, train
@@ -70,7 +70,8 @@ def objective(model, variables, reference_variables, batch, shaping, beta, *, kl
 
     Args:
       model: `TransformerConfig`.
-      variables: of the policy; the only differentiated argument.
+      variables: those of the policy that train, the only differentiated argument: its parameters, or adapters on those
+        of the reference.
       reference_variables: of the reference policy.
       batch: prompt_tokens [B,S], prompt_lengths [B], tokens [B,R,C], mask [B,R,C], rewards [B,R], table [B,K].
       shaping: `Shaping`.
@@ -79,6 +80,7 @@ def objective(model, variables, reference_variables, batch, shaping, beta, *, kl
       tails: how rewards beyond the table's extremes are calibrated, as in `calibrate`.
     """
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["tokens"]
+    variables = {**reference_variables, **variables}
     hidden_BRCD = transformer.forward_shared(model, variables, *prompt)
     reference_BRCD = jax.lax.stop_gradient(transformer.forward_shared(model, reference_variables, *prompt))
     log_probs_BRC, reference_log_probs_BRC, kl_BRC, entropy_BRC = token_statistics(
@@ -185,7 +187,7 @@ def run(config):
         prompts,
         amortize.predicted_table(experiment, prompts) if predicted else table.rewards_PK,
         open_reward(experiment, config.reward, experiment.workdir / "reward_model"),
-        load_policy_variables(experiment, experiment.workdir / "sft" / "variables"),
+        load_reference(experiment),
         optimizer,
         step,
     )
@@ -206,11 +208,11 @@ def _align(inputs, method, seed, folder):
     shaping, beta = method_shaping(method, inputs.table_PK, section.target_kl * section.kl_margin)
     advance = _advance(inputs, jax.device_put(shaping, replicated(mesh)), seed, f"align {method}, seed {seed}")
 
-    def new_state(variables):
-        return init_state(variables, inputs.optimizer, beta)
+    def new_state(reference):
+        return init_state(begin(experiment, reference, seed), inputs.optimizer, beta)
 
     shapes = jax.eval_shape(new_state, inputs.reference)
-    shardings = state_shardings(mesh, shapes, variable_shardings(experiment))
+    shardings = state_shardings(mesh, shapes, trained_shardings(experiment))
     with checkpoints.open_checkpoints(folder / "checkpoints", keep=section.keep) as manager:
         initial = functools.partial(jax.jit(new_state, out_shardings=shardings), inputs.reference)
         state = restore_or(initial, checkpoints.abstract(shapes, shardings), manager)
@@ -220,6 +222,8 @@ def _align(inputs, method, seed, folder):
             tensorboard=config.log.tensorboard,
         )  # fmt: skip
     checkpoints.save_variables(folder / "variables", state.variables)
+    describe(experiment, folder)
+    export(experiment, inputs.reference, state.variables, folder)
     numbers = {"method": method, "seed": seed, "steps": section.steps, "start_beta": beta, **last}
     return workdir.finish(folder, numbers, started)
 
@@ -233,9 +237,8 @@ def _advance(inputs, shaping, seed, where):
 
     def advance(step, state):
         rows = batches(step)
-        rollouts = draw(
-            experiment, state.variables, prompts, rows, rollouts=section.rollouts, purpose=purpose, step=step
-        )
+        policy = {**inputs.reference, **state.variables}
+        rollouts = draw(experiment, policy, prompts, rows, rollouts=section.rollouts, purpose=purpose, step=step)
         texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
         rewards = score(
             inputs.reward, texts, completions, ended, truncated=config.sampling.truncated,

@@ -22,7 +22,7 @@ from infalign_jax.stages.experiment import (
     Experiment,
     draw,
     encode_split,
-    load_policy_variables,
+    load_reference,
     open_experiment,
     texts_of,
 )
@@ -163,7 +163,7 @@ def open_inputs(experiment, prompts):
         "rewards": rewards_PK,
         "spread": np.maximum(rewards_PK.std(1), floor).astype(np.float32),
     }
-    return Inputs(experiment, load_policy_variables(experiment, experiment.workdir / "sft" / "variables"), arrays)
+    return Inputs(experiment, load_reference(experiment), arrays)
 
 
 def reference_rewards(experiment, trunk, prompts):

@@ -11,7 +11,7 @@ from absl import logging
 
 from infalign_jax.core.diagnostics import uniformity_test
 from infalign_jax.reporting.progress import Progress
-from infalign_jax.stages.experiment import draw, encode_split, load_policy_variables, open_experiment, texts_of
+from infalign_jax.stages.experiment import draw, encode_split, load_reference, open_experiment, texts_of
 from infalign_jax.stages.reward import open_reward, score
 from infalign_jax.training import workdir
 
@@ -94,7 +94,7 @@ def run(config):
         return result
     prompts = encode_split(experiment, "train")
     P, size = len(prompts.texts), config.calibrate.prompts_per_call
-    variables = load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
+    variables = load_reference(experiment)
     reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
     step, parts = make_step(experiment, variables, reward, prompts), []
     (folder / "parts").mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,9 @@ from infalign_jax.reporting.progress import Progress
 from infalign_jax.stages import order
 from infalign_jax.stages.align import UNCALIBRATED, method_folder
 from infalign_jax.stages.calibrate import load_table
-from infalign_jax.stages.experiment import encode_split, load_policy_variables, open_experiment
-from infalign_jax.stages.measure import at_equal_kl, interpolate, make_step, pool
+from infalign_jax.stages.experiment import encode_split, load_reference, open_experiment
+from infalign_jax.stages.measure import at_equal_kl, make_step, pool
+from infalign_jax.stages.policies import interpolate, load_trained
 from infalign_jax.stages.reward import open_reward
 from infalign_jax.training import workdir
 
@@ -33,17 +34,17 @@ def run(config):
         return result
     table = load_table(config, experiment.workdir / "calibrate")
     prompts = encode_split(experiment, "test")
-    reference = load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
+    reference = load_reference(experiment)
     step = make_step(experiment, reference, prompts, open_judges(experiment))
     base = step(reference, "evaluate/reference", 0.0)
     start = step(reference, "evaluate/policy", 0.0)  # every curve begins here: no KL, and a win rate of about one half
     curves, runs = {}, [(method, seed) for method in config.align.methods for seed in config.align.seeds]
     with Progress(len(runs), "evaluate") as bar:
         for count, (method, seed) in enumerate(runs):
-            policy = load_policy_variables(experiment, method_folder(experiment.workdir, method, seed) / "variables")
+            trained = load_trained(experiment, method_folder(experiment.workdir, method, seed) / "variables")
 
-            def measure(alpha, policy=policy):
-                return step(interpolate(reference, policy, np.float32(alpha)), "evaluate/policy", alpha)
+            def measure(alpha, trained=trained):
+                return step(interpolate(reference, trained, alpha), "evaluate/policy", alpha)
 
             target = at_equal_kl(measure, config.align.target_kl, section.kl_tolerance)
             curve = [start, *(measure(alpha) for alpha in section.curve), target]

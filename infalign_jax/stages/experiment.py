@@ -11,9 +11,10 @@ from infalign_jax.data import dataset as datasets
 from infalign_jax.data import tokenizer as tokenizers
 from infalign_jax.data.tokenize import decode_completions, encode_pairs, encode_prompts
 from infalign_jax.models import config as model_config
-from infalign_jax.models import transformer
+from infalign_jax.models import hf, transformer
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.sampling.sampler import sample
+from infalign_jax.stages.architecture import architecture
 from infalign_jax.training import checkpoints
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training import workdir as workdirs
@@ -55,8 +56,13 @@ def open_experiment(config):
     dataset = datasets.load(config.data.name, path=config.data.path, seed=config.seed, **options)
     _check_data(config, dataset)
     _check_unchanged(workdir / "data.json", dataset)
-    tokenizer = _open_tokenizer(config.tokenizer, workdir / "tokenizer", dataset)
-    model = model_config.from_dict({**config.model, "vocab_size": tokenizer.vocab_size})
+    tokenizer = _open_tokenizer(config, workdir / "tokenizer", dataset)
+    model = architecture(config, tokenizer.vocab_size)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"config.model.path is {config.model.path!r}: its tokenizer has {tokenizer.vocab_size} pieces, its model only "
+            f"{model.vocab_size}"
+        )
     return Experiment(config, workdir, dataset, tokenizer, model, mesh)
 
 
@@ -64,7 +70,7 @@ def _check_data(config, dataset):
     """Raises ValueError if the data lacks what some stage will need: said before the first one, not after hours."""
     learned = [key for key in ("reward", "judge") if config[key] == "learned"]
     needs = {
-        "demonstrations (stage sft)": dataset.demonstrations,
+        "demonstrations (stage sft)": config.sft.steps == 0 or dataset.demonstrations,
         "training prompts (stages calibrate and align)": dataset.train_prompts,
         "held-out prompts (stage evaluate)": dataset.test_prompts,
         "preference pairs (config.reward is 'learned')": "reward" not in learned or dataset.preferences,
@@ -95,9 +101,10 @@ def _check_unchanged(path, dataset):
         )
 
 
-def _open_tokenizer(section, folder, dataset):
-    if section.path:
-        return tokenizers.load(section.path)
+def _open_tokenizer(config, folder, dataset):
+    section = config.tokenizer
+    if path := section.path or config.model.path:
+        return tokenizers.load(path)
     if not (folder / tokenizers.MODEL_FILE).exists():
         trained = tokenizers.train_sentencepiece(
             dataset.texts(), model_type=section.kind, vocab_size=section.vocab_size
@@ -129,15 +136,29 @@ def encode_examples(experiment, prompts, responses):
 
 
 def variable_shardings(experiment):
-    """Where each variable of the policy lies on the mesh."""
+    """Where each parameter of the policy lies on the mesh."""
     abstract = jax.eval_shape(lambda key: transformer.init(experiment.model, key), jax.random.key(0))
     return meshes.param_shardings(experiment.mesh, abstract, logical_axes(abstract))
 
 
 def load_policy_variables(experiment, folder):
-    """The policy variables a stage left in `folder`, sharded over the mesh."""
+    """The policy parameters a stage left in `folder`, sharded over the mesh."""
     abstract = jax.eval_shape(lambda key: transformer.init(experiment.model, key), jax.random.key(0))
     return checkpoints.load_variables(folder, checkpoints.abstract(abstract, variable_shardings(experiment)))
+
+
+def load_base(experiment):
+    """The parameters in `config.model.path`, each process reading only its own shards of them."""
+    section, shardings = experiment.config.model, variable_shardings(experiment)
+    how = {name: section[name] for name in ("dtype", "param_dtype", "remat")}
+    return hf.load(section.path, shardings=shardings, **how)[1]
+
+
+def load_reference(experiment):
+    """The parameters of the reference policy: those stage `sft` trained, or its model as it came."""
+    if experiment.config.sft.steps == 0:
+        return load_base(experiment)
+    return load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
 
 
 def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):

@@ -50,12 +50,6 @@ def pool(measurements):
     return Pooled(np.array(alpha), np.stack(kl), rewards, completions[0], np.stack(ended))
 
 
-@jax.jit
-def interpolate(reference_variables, variables, alpha):
-    """`reference + alpha * (policy - reference)`, leaf by leaf."""
-    return jax.tree.map(lambda p, q: (p + alpha * (q - p)).astype(p.dtype), reference_variables, variables)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def sequence_kl(model, variables, reference_variables, prompt_tokens_BS, prompt_lengths_B, tokens_BRC, mask_BRC):
     """Exact full-vocabulary KL along each sampled response, `[B, R]` nats: its mean is KL(policy || reference)."""

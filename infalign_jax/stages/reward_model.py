@@ -9,7 +9,7 @@ import numpy as np
 
 from infalign_jax.core.preference import bradley_terry_loss, expected_calibration_error
 from infalign_jax.models import heads
-from infalign_jax.stages.experiment import encode_examples, load_policy_variables, open_experiment
+from infalign_jax.stages.experiment import encode_examples, load_reference, open_experiment
 from infalign_jax.stages.reward import reward_shapes
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training import workdir
@@ -61,12 +61,12 @@ def _train(experiment, name, pairs):
         return result
     if not pairs:
         raise ValueError(f"data source {config.data.name!r} has no preference pairs for the {name}")
-    trunk = load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
     variables, last = fit(
         functools.partial(make_step, experiment.model),
-        lambda: heads.add_head(experiment.model, trunk, key_for(config.seed, f"{name}/init")),
+        lambda trunk: heads.add_head(experiment.model, trunk, key_for(config.seed, f"{name}/init")),
         reward_shapes(experiment)[1],
         _encode(experiment, pairs),
+        start=(load_reference(experiment),),
         mesh=experiment.mesh,
         section=config.reward_model,
         seed=config.seed,

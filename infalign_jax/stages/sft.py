@@ -4,11 +4,13 @@ import functools
 import time
 
 import jax.numpy as jnp
+from absl import logging
 
 from infalign_jax.core.masking import masked_mean
 from infalign_jax.models import transformer
 from infalign_jax.sampling.log_probs import token_log_probs
-from infalign_jax.stages.experiment import encode_examples, encode_split, open_experiment, variable_shardings
+from infalign_jax.stages.experiment import encode_examples, encode_split, load_base, open_experiment, variable_shardings
+from infalign_jax.stages.policies import describe, export
 from infalign_jax.training import workdir
 from infalign_jax.training.seeds import key_for
 from infalign_jax.training.supervised import fit, make_supervised_step
@@ -46,6 +48,14 @@ def run(config):
     folder, demonstrations = experiment.workdir / "sft", experiment.dataset.demonstrations
     if (result := workdir.done(folder)) is not None:
         return result
+    if config.model.path:
+        logging.warning(
+            "model %s: %s; the sizes in config.model are not read", config.model.path, _words(experiment.model)
+        )
+    if config.sft.steps == 0:
+        encode_split(experiment, "train"), encode_split(experiment, "test")
+        describe(experiment, folder)
+        return workdir.finish(folder, {"model": config.model.path, "steps": 0}, started)
     if not demonstrations:
         raise ValueError(f"data source {config.data.name!r} has no demonstrations; stage sft needs some")
     encoded = encode_examples(
@@ -60,11 +70,12 @@ def run(config):
         "mask": encoded.mask_NC,
     }
     ended_N = ((encoded.response_tokens_NC == experiment.tokenizer.eos_id) & (encoded.mask_NC > 0)).any(1)
-    _, last = fit(
+    variables, last = fit(
         functools.partial(make_step, experiment.model),
-        lambda: transformer.init(experiment.model, key_for(config.seed, "sft/init")),
+        lambda *start: start[0] if start else transformer.init(experiment.model, key_for(config.seed, "sft/init")),
         variable_shardings(experiment),
         arrays,
+        start=(load_base(experiment),) if config.model.path else (),
         mesh=experiment.mesh,
         section=config.sft,
         seed=config.seed,
@@ -73,4 +84,10 @@ def run(config):
         shown=("loss", "perplexity"),
         tensorboard=config.log.tensorboard,
     )
+    describe(experiment, folder)
+    export(experiment, variables, {}, folder)
     return workdir.finish(folder, {"examples": len(ended_N), "truncated": float(1 - ended_N.mean()), **last}, started)
+
+
+def _words(model):
+    return f"{model.num_layers} layers, width {model.embed_dim}, {model.vocab_size} pieces"

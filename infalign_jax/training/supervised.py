@@ -26,14 +26,17 @@ def make_supervised_step(loss, optimizer):
     return step
 
 
-def fit(make_step, init_variables, shardings, arrays, *, mesh, section, seed, name, folder, shown, tensorboard):
+def fit(
+    make_step, init_variables, shardings, arrays, *, start=(), mesh, section, seed, name, folder, shown, tensorboard
+):
     """Trains variables on examples drawn by the global step; resumes from the newest checkpoint in `folder`.
 
     Args:
       make_step: `optimizer -> step`, usually `make_supervised_step` with the loss bound.
-      init_variables: `() -> variables`, traced under jit so that parameters are born sharded.
+      init_variables: `(*start) -> variables`, traced under jit so that parameters are born sharded.
       shardings: a sharding for each variable.
       arrays: mapping of host arrays with the examples along their first axis.
+      start: trees of parameters to begin from; they are given up.
       mesh: device mesh.
       section: config section with `steps`, `batch_size`, `learning_rate`, `clip_norm`.
       seed, name: the order of the examples is a function of both.
@@ -52,15 +55,14 @@ def fit(make_step, init_variables, shardings, arrays, *, mesh, section, seed, na
         rows = batches(step)
         return step_fn(state, put_batch(mesh, {key: array[rows] for key, array in arrays.items()}))
 
-    def new_state():
-        return init_state(init_variables(), optimizer)
+    def new_state(*start):
+        return init_state(init_variables(*start), optimizer)
 
-    shapes = jax.eval_shape(new_state)
+    shapes = jax.eval_shape(new_state, *start)
     shardings = state_shardings(mesh, shapes, shardings)
     with checkpoints.open_checkpoints(folder / "checkpoints", keep=1) as manager:
-        state = restore_or(
-            jax.jit(new_state, out_shardings=shardings), checkpoints.abstract(shapes, shardings), manager
-        )
+        initial = jax.jit(new_state, out_shardings=shardings, donate_argnums=tuple(range(len(start))))
+        state = restore_or(functools.partial(initial, *start), checkpoints.abstract(shapes, shardings), manager)
         state, last = train(
             state, advance, steps=section.steps, title=name, folder=folder, manager=manager,
             save_every=max(section.steps // 2, 1), shown=shown, tensorboard=tensorboard,

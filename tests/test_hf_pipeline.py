@@ -1,0 +1,146 @@
+"""Every stage from a Hugging Face folder to a Hugging Face folder, all parameters and adapters; adapters by themselves."""
+
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+pytest.importorskip("safetensors")
+
+from infalign_jax import main
+from infalign_jax.data import synthetic
+from infalign_jax.models import hf, lora, transformer
+from infalign_jax.models.config import TransformerConfig
+from infalign_jax.stages import policies, settings
+from infalign_jax.stages.experiment import load_reference, open_experiment
+from tests import hf_model, tiny
+
+MODEL = TransformerConfig(
+    vocab_size=19, num_layers=2, embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=10, lora_scale=0.7
+)
+TOKENS = jnp.array([[3, 4, 5, 6, 7], [0, 0, 8, 9, 10]])
+LENGTHS = jnp.array([5, 3])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(config, variables, tokens=TOKENS, lengths=LENGTHS):
+    return transformer.unembed(config, variables, transformer.forward(config, variables, tokens, lengths))
+
+
+def random_adapters(config, rank=3, targets=lora.TARGETS):
+    """Adapters whose B is not 0."""
+    start = lora.init(config, jax.random.key(1), rank, targets)
+    leaves, tree = jax.tree.flatten(start)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    return tree.unflatten([0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+def test_fresh_adapters_change_nothing_and_merged_ones_compute_the_same():
+    base = transformer.init(MODEL, jax.random.key(0))
+    fresh = {**base, **lora.init(MODEL, jax.random.key(1), 3, lora.TARGETS)}
+    np.testing.assert_array_equal(logits(MODEL, fresh), logits(MODEL, base))
+    policy = {**base, **random_adapters(MODEL)}
+    adapted = logits(MODEL, policy)
+    assert np.abs(adapted - logits(MODEL, base)).max() > 0.1
+    merged = lora.merge(MODEL, policy)
+    assert set(merged) == {"params"}
+    np.testing.assert_allclose(logits(MODEL, merged), adapted, rtol=1e-4, atol=1e-5)
+    assert lora.merge(MODEL, base) is base
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_interpolated_adapters_are_interpolated_parameters(alpha):
+    base = transformer.init(MODEL, jax.random.key(0))
+    trained = random_adapters(MODEL)
+    by_adapters = lora.merge(MODEL, policies.interpolate(base, trained, alpha))
+    by_parameters = policies.interpolate(base, lora.merge(MODEL, {**base, **trained}), alpha)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), by_adapters, by_parameters)
+
+
+def test_adapters_survive_the_disk_and_broken_folders_are_named(tmp_path):
+    trained = random_adapters(MODEL, targets=("q", "o", "down"))
+    lora.save(tmp_path, MODEL, trained["lora"], "some/base")
+    config, again = lora.load(tmp_path, MODEL.replace(lora_scale=1.0))
+    assert config.lora_scale == pytest.approx(0.7)
+    jax.tree.map(np.testing.assert_array_equal, trained, again)
+    values = json.loads((tmp_path / lora.CONFIG_FILE).read_text())
+    assert sorted(values["target_modules"]) == ["down_proj", "o_proj", "q_proj"]
+    with pytest.raises(ValueError, match="this model calls for"):
+        lora.load(tmp_path, MODEL.replace(embed_dim=12))
+    with pytest.raises(ValueError, match="no place for"):
+        lora.load(tmp_path, MODEL.replace(num_layers=1))
+    for change, words in (({"use_dora": True}, "use_dora"), ({"peft_type": "IA3"}, "'IA3'")):
+        (tmp_path / lora.CONFIG_FILE).write_text(json.dumps({**values, **change}))
+        with pytest.raises(ValueError, match=words):
+            lora.load(tmp_path, MODEL)
+    with pytest.raises(ValueError, match=r"adapter_config\.json does not exist"):
+        lora.load(tmp_path / "none", MODEL)
+    with pytest.raises(ValueError, match="target is 'w'"):
+        lora.init(MODEL, jax.random.key(0), 2, ("w",))
+
+
+def recipe(model, rank):
+    config = tiny.get_config()
+    with config.unlocked():
+        config.model.path = str(model)
+        config.lora.rank = rank
+        config.sft.steps = 0 if rank else 3
+        config.reward_model.steps = 2
+        config.calibrate.rollouts, config.calibrate.held_out = 8, 2
+        config.align.methods = ("identity",)
+        config.align.steps, config.align.save_every = 3, 2
+        config.align.learning_rate = 2e-2
+        config.evaluate.samples, config.evaluate.best_of, config.evaluate.worst_of = 4, (4,), ()
+        config.evaluate.kl_tolerance = 1.0
+        config.reward = "learned" if rank else "gold"
+    return config
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    texts = synthetic.load(
+        path="", seed=0, test_prompts=12, demonstrations_per_prompt=4, preferences_per_prompt=1
+    ).texts()
+    return hf_model.write(tmp_path_factory.mktemp("hf") / "model", hf_model.GEMMA2, texts)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_every_stage_from_a_folder_to_a_folder(model, tmp_path, rank):
+    config = recipe(model, rank)
+    main.run("run", config, tmp_path)
+    experiment = open_experiment(settings.resolve(config, tmp_path))
+    reference, folder = load_reference(experiment), tmp_path / "align" / "identity" / "seed_0"
+    base = hf.load(model)[1]
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), base, reference)
+    assert all(jax.tree.leaves(same)) == bool(rank)  # steps 0: the folder's model is the reference
+    assert (tmp_path / "sft" / "variables").exists() != bool(rank)
+    trained = policies.load_trained(experiment, folder / "variables")
+    assert set(trained) == {"lora" if rank else "params"}
+    aligned, variables = hf.load(folder / "hf")
+    expected = logits(experiment.model, {**reference, **trained})
+    np.testing.assert_allclose(logits(aligned, variables), expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected - logits(aligned, reference)).max() > 1e-3
+    assert (folder / "hf" / "tokenizer.model").read_bytes() == (model / "tokenizer.model").read_bytes()
+    assert (folder / "adapter").exists() == bool(rank)
+    if rank:
+        scaled, adapters = lora.load(folder / "adapter", aligned)
+        np.testing.assert_allclose(logits(scaled, {**base, **adapters}), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_a_folder_is_refused(model, tmp_path):
+    for changes, words in (
+        ({"model.path": str(tmp_path / "none")}, r"config.model.path is .*config\.json does not exist"),
+        ({"tokenizer.path": "t.model"}, "brings a tokenizer of its own"),
+        ({"model.path": ""}, "config.sft.steps is 0"),
+    ):
+        config = recipe(model, 2)
+        with config.unlocked():
+            config.update_from_flattened_dict(changes)
+        with pytest.raises(ValueError, match=words):
+            settings.resolve(config, tmp_path)
