@@ -10,9 +10,9 @@ def get_config():
     config = ConfigDict()
     config.seed = 0  # int >= 0; every random number of the run is a fold of (seed, purpose, step)
     config.reward = (
-        "gold"  # training reward: 'gold' (the task's own), 'learned' (our Bradley-Terry model), 'module:function'
+        "gold"  # training reward: 'gold' (the task's own), 'learned' (our Bradley-Terry model), 'hf:FOLDER', 'module:function'
     )
-    config.judge = "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), 'none'
+    config.judge = "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), as above, 'none'
 
     config.data = ConfigDict()
     config.data.name = "synthetic"  # 'synthetic', 'anthropic_hh', 'tldr', 'jsonl'

@@ -21,6 +21,7 @@ _FUNCTIONS = {
     "exact_win_rate": "infalign_jax.core.winrate",
     "optimal_transform": "infalign_jax.core.optimal",
     "frontier": "infalign_jax.core.frontier",
+    "load_policy": "infalign_jax.policy",
 }
 __all__ = ["__version__", *sorted([*_MODULES, *_FUNCTIONS])]
 

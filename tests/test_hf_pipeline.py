@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 pytest.importorskip("safetensors")
 
-from infalign_jax import main
+from infalign_jax import load_policy, main
 from infalign_jax.data import synthetic
 from infalign_jax.models import hf, lora, transformer
 from infalign_jax.models.config import TransformerConfig
@@ -126,6 +126,11 @@ def test_every_stage_from_a_folder_to_a_folder(model, tmp_path, rank):
     expected = logits(experiment.model, {**reference, **trained})
     np.testing.assert_allclose(logits(aligned, variables), expected, rtol=1e-4, atol=1e-5)
     assert np.abs(expected - logits(aligned, reference)).max() > 1e-3
+    for loaded in (load_policy(folder), load_policy(folder / "hf")):
+        np.testing.assert_allclose(loaded.logits(TOKENS, LENGTHS), expected, rtol=1e-4, atol=1e-5)
+        assert loaded.tokenizer.vocab_size == aligned.vocab_size
+    taken = load_policy(tmp_path / "sft")
+    np.testing.assert_allclose(taken.logits(TOKENS, LENGTHS), logits(aligned, reference), rtol=1e-4, atol=1e-5)
     assert (folder / "hf" / "tokenizer.model").read_bytes() == (model / "tokenizer.model").read_bytes()
     assert (folder / "adapter").exists() == bool(rank)
     if rank:

@@ -7,6 +7,7 @@ import datetime
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -51,14 +52,38 @@ def plain_prompt(messages):
     return "".join(turns) + PLAIN_ROLES["assistant"].rstrip(" ")
 
 
+def messages_of(prompt):
+    """The messages that `plain_prompt` writes as this prompt; a text that is no such dialogue is one user's message."""
+    marks = {mark.strip(): role for role, mark in PLAIN_ROLES.items()}
+    head, *parts = re.split(rf"\n\n({'|'.join(marks)})", prompt)
+    roles, contents = [marks[mark] for mark in parts[::2]], parts[1::2]
+    if head or len(roles) < 2 or roles[-1] != "assistant" or contents[-1].strip():
+        return [{"role": "user", "content": prompt}]
+    turns = zip(roles[:-1], contents[:-1], strict=True)
+    return [{"role": role, "content": content.removeprefix(" ")} for role, content in turns]
+
+
+def answer(completion):
+    """A completion as the assistant's message, without the space that follows the mark of a plain turn."""
+    return {"role": "assistant", "content": completion.removeprefix(" ")}
+
+
 def load_template(path):
     """The chat template of a `.jinja` file, a `tokenizer_config.json`, or a folder that holds either.
 
     Raises ValueError: no such file, no template in it, or a template that does not compile.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
+    if not pathlib.Path(path).exists():
         raise ValueError(f"chat template path {str(path)!r} does not exist")
+    template = find_template(path)
+    if template is None:
+        raise ValueError(f"chat template path {str(path)!r} holds no chat template")
+    return template
+
+
+def find_template(path):
+    """As `load_template`, but None where the file or folder holds no template."""
+    path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
     config_file = folder / "tokenizer_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
@@ -71,7 +96,7 @@ def load_template(path):
     if isinstance(source, list):  # several named templates; the one for plain conversation is called default
         source = {entry["name"]: entry["template"] for entry in source}.get("default")
     if not source:
-        raise ValueError(f"chat template path {str(path)!r} holds no chat template")
+        return None
     _compile(source)
     tokens = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
     tokens = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}

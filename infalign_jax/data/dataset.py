@@ -36,11 +36,15 @@ class Preference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A prompt to align on, the group it is reported under ('' = no groups), and whatever else its row held."""
+    """A prompt to align on, the group it is reported under ('' = no groups), and whatever else its row held.
+
+    `messages` is the dialogue that a chat template made the text of, () where the text was given.
+    """
 
     text: str
     group: str = ""
     columns: dict = dataclasses.field(default_factory=dict)
+    messages: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)

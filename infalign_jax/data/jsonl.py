@@ -22,13 +22,14 @@ ASSISTANT = "\n\nAssistant:"
 
 
 class Row(NamedTuple):
-    """A parsed row; the responses it does not have are None."""
+    """A parsed row; the responses it does not have are None. `messages` is the prompt as a dialogue, () if a text."""
 
     prompt: str
     completion: str | None
     chosen: str | None
     rejected: str | None
     columns: dict
+    messages: tuple = ()
 
 
 def load(*, path, seed, train_prompts, test_prompts, test_fraction, judge_fraction, group_column, chat_template):
@@ -101,7 +102,7 @@ def parse_row(row, where, render):
         raise ValueError(f"{where}: the prompt is empty")
     after_messages = isinstance(prompt, list)
     texts = {key: _response_text(value, key, after_messages, where, render) for key, value in responses.items()}
-    return Row(prompt_text, *(texts.get(key) for key in RESPONSE_KEYS), columns)
+    return Row(prompt_text, *(texts.get(key) for key in RESPONSE_KEYS), columns, tuple(prompt) if after_messages else ())
 
 
 def _check_value(value, key, where):
@@ -185,5 +186,5 @@ def _prompts(rows, group_column, file):
         if group_column and group_column not in row.columns:
             raise ValueError(f"{file}: a row has no {group_column!r}, the key that group_column names")
         group = str(row.columns[group_column]) if group_column else ""
-        prompts.setdefault(row.prompt, Prompt(row.prompt, group, row.columns))
+        prompts.setdefault(row.prompt, Prompt(row.prompt, group, row.columns, row.messages))
     return list(prompts.values())

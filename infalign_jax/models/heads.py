@@ -38,6 +38,13 @@ def reward(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tok
     return jnp.where(completion_lengths_BR > 0, rewards_BR, jnp.nan)
 
 
+def score(config, variables, tokens_BT, lengths_B):
+    """Rewards `[B]`, float32, of left-padded whole texts: the head on the hidden state AT each text's last token."""
+    hidden_BD = transformer.forward(config, variables, tokens_BT, lengths_B)[:, -1].astype(jnp.float32)
+    head = jax.tree.map(lambda x: x.astype(jnp.float32), variables["params"]["reward_head"])
+    return hidden_BD @ head["kernel"] + head["bias"]
+
+
 def add_quantile_head(config, variables, quantiles_M, scale):
     """The same trunk with a quantile head that begins by saying `quantiles_M` (ascending, reward units) of every prompt.
 

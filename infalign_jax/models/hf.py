@@ -53,6 +53,16 @@ def read_config(folder) -> dict:
     return json.loads(path.read_text())
 
 
+def end_ids(folder, eos_id: int) -> tuple[int, ...]:
+    """Tokens that end a response: `eos_id`, and those that a folder's generation_config.json names, if it has one.
+
+    Chat models end a turn with another token than a text.
+    """
+    path = Path(folder) / "generation_config.json"
+    more = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    return tuple(sorted({eos_id, *([] if more is None else [more] if isinstance(more, int) else more)}))
+
+
 class _Folder:
     """The safetensors files of a folder as one lazy mapping from tensor name (common prefix removed) to slices."""
 

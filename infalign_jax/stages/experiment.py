@@ -180,7 +180,7 @@ def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):
         rollouts=rollouts,
         max_tokens=config.data.response_tokens,
         temperature=config.sampling.temperature,
-        eos_ids=(experiment.tokenizer.eos_id,),
+        eos_ids=hf.end_ids(config.model.path, experiment.tokenizer.eos_id),
         pad_id=experiment.tokenizer.pad_id,
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from infalign_jax.data.tokenize import encode_prompts, encode_responses
 from infalign_jax.models import heads
 from infalign_jax.models.sharding import logical_axes
+from infalign_jax.stages.classifier import PREFIX, classifier_reward
 from infalign_jax.training import checkpoints
 from infalign_jax.training import mesh as meshes
 
@@ -102,7 +103,8 @@ def open_reward(experiment, kind, model_folder):
 
     Args:
       experiment: an `Experiment`.
-      kind: 'gold' (the data's own), 'learned' (the model in `model_folder`) or 'module:function'.
+      kind: 'gold' (the data's own), 'learned' (the model in `model_folder`), 'hf:FOLDER' (a Hugging Face classifier) or
+        'module:function'.
       model_folder: a finished folder of stage `reward-model`.
 
     Raises:
@@ -110,10 +112,15 @@ def open_reward(experiment, kind, model_folder):
     """
     if kind == "learned":
         return learned_reward(experiment, model_folder)
+    if kind.startswith(PREFIX):
+        prompts = [*experiment.dataset.train_prompts, *experiment.dataset.test_prompts]
+        dialogues = {prompt.text: prompt.messages for prompt in prompts if prompt.messages}
+        how = {name: experiment.config.model[name] for name in ("dtype", "param_dtype")}
+        return classifier_reward(kind, experiment.mesh, dialogues=dialogues, **how)
     if ":" in kind:
         return python_reward(kind)
     if kind != "gold":
-        raise ValueError(f"reward is {kind!r}; legal are 'gold', 'learned' and 'module:function'")
+        raise ValueError(f"reward is {kind!r}; legal are 'gold', 'learned', 'hf:FOLDER' and 'module:function'")
     if experiment.dataset.judge is None:
         raise ValueError(
             f"data source {experiment.config.data.name!r} has no gold reward; choose 'learned' or 'module:function'"

@@ -11,7 +11,8 @@ from infalign_jax.models import lora
 from infalign_jax.stages import order
 from infalign_jax.stages.align import UNCALIBRATED
 from infalign_jax.stages.amortize import SOURCES as SOURCES_OF_U
-from infalign_jax.stages.architecture import architecture
+from infalign_jax.stages.architecture import architecture, from_folder
+from infalign_jax.stages.classifier import PREFIX
 from infalign_jax.stages.reward import TRUNCATED, python_reward
 from infalign_jax.stages.rules import devices, flag, one_of, real, text, tuple_of, whole
 
@@ -135,11 +136,13 @@ def _check_section(values, rules, prefix):
 def _check_names(config):
     """Names that are looked up: rewards, methods, procedures."""
     for key, legal in (("reward", ("gold", "learned")), ("judge", ("gold", "learned", "none"))):
-        if ":" in config[key]:
+        if config[key].startswith(PREFIX):
+            from_folder(config[key].removeprefix(PREFIX), f"config.{key}, without {PREFIX!r},")
+        elif ":" in config[key]:
             _named(key, config[key], python_reward)
         elif config[key] not in legal:
             legal = ", ".join(map(repr, legal))
-            raise ValueError(f"config.{key} is {config[key]!r}; legal are {legal} and 'module:function'")
+            raise ValueError(f"config.{key} is {config[key]!r}; legal are {legal}, 'hf:FOLDER' and 'module:function'")
     kl, folders = config.align.target_kl * config.align.kl_margin, {}
     table = config.calibrate.source == "table"
     samples = config.calibrate.rollouts if table else config.amortize.levels

@@ -1,0 +1,165 @@
+"""`load_policy(folder)`: a policy for notebooks and scripts, over the same pure functions as the stages."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infalign_jax.core.masking import masked_sum
+from infalign_jax.data import tokenizer as tokenizers
+from infalign_jax.data.tokenize import decode_completions, encode_prompts, encode_responses
+from infalign_jax.models import config as model_config
+from infalign_jax.models import hf, lora, transformer
+from infalign_jax.sampling.log_probs import token_log_probs
+from infalign_jax.sampling.sampler import sample
+from infalign_jax.stages.policies import CARD
+from infalign_jax.training import checkpoints, workdir
+from infalign_jax.training.seeds import key_for
+
+_SLOTS = 32  # prompts and responses are padded to a multiple of this, so that few lengths are compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A language model ready to use.
+
+    config: `TransformerConfig`.
+    variables: {'params': ...}, and {'lora': ...} if it has adapters.
+    tokenizer: see `data.tokenizer.Tokenizer`.
+    end_ids: tokens that end a response.
+    """
+
+    config: model_config.TransformerConfig
+    variables: Any
+    tokenizer: Any
+    end_ids: tuple
+
+    @property
+    def params(self):
+        """The parameters, adapters merged into them."""
+        return lora.merge(self.config, self.variables)["params"]
+
+    def logits(self, tokens_BT, lengths_B=None):
+        """Logits, float32 `[B, T, V]`: those at slot t predict token t + 1.
+
+        tokens_BT: ids, BOS included if the model wants one. lengths_B: real tokens of each row, the rest on the LEFT is
+        padding; by default every token is real.
+        """
+        tokens_BT = jnp.asarray(tokens_BT, jnp.int32)
+        lengths_B = jnp.full(tokens_BT.shape[:1], tokens_BT.shape[1]) if lengths_B is None else jnp.asarray(lengths_B)
+        return _logits(self.config, self.variables, tokens_BT, lengths_B)
+
+    def log_probs(self, prompts, completions):
+        """log π(completion, EOS | prompt), float32 `[n]` nats, at temperature 1: one completion for each prompt."""
+        if len(prompts) != len(completions):
+            raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions; the counts must be equal")
+        prompt = self._encode(prompts)
+        slots = _padded(max(map(len, self.tokenizer.encode_batch(list(completions)))) + 1)
+        tokens_NC, mask_NC = encode_responses(self.tokenizer, completions, slots)
+        batch = prompt.tokens_NS, prompt.lengths_N, tokens_NC[:, None], mask_NC
+        return np.asarray(_log_probs(self.config, self.variables, *map(jnp.asarray, batch)))
+
+    def generate(self, prompts, n=1, *, max_tokens=128, seed=0, **options):
+        """`n` responses to each prompt: a list of n texts for each.
+
+        The tokens of a response depend on the seed, the place of its prompt and its number alone.
+
+        Args:
+          prompts: texts. For a chat model, what its template makes of the messages (`data.chat`).
+          n: responses a prompt.
+          max_tokens: at which a response is cut.
+          seed: int.
+          **options: temperature (0 is greedy), top_k, top_p, min_p.
+
+        Raises:
+          ValueError: an empty prompt, or an option out of range.
+        """
+        return self.rollouts(prompts, n, max_tokens=max_tokens, seed=seed, **options)[0]
+
+    def rollouts(self, prompts, n=1, *, max_tokens=128, seed=0, **options):
+        """As `generate`, with whether each response ended by itself: (texts, ended bool `[B, n]`)."""
+        encoded = self._encode(prompts)
+        drawn = sample(
+            self.config, self.variables, jnp.asarray(encoded.tokens_NS), jnp.asarray(encoded.lengths_N),
+            jnp.arange(len(prompts)), key_for(seed, "generate"), rollouts=n, max_tokens=max_tokens,
+            eos_ids=self.end_ids, pad_id=self.tokenizer.pad_id, **options,
+        )  # fmt: skip
+        tokens, mask = (np.asarray(x).reshape(-1, max_tokens) for x in (drawn.tokens_BRC, drawn.mask_BRC))
+        texts = decode_completions(self.tokenizer, tokens, mask)
+        return [texts[i : i + n] for i in range(0, len(texts), n)], np.asarray(drawn.ended_BR)
+
+    def _encode(self, prompts):
+        if isinstance(prompts, str):
+            raise ValueError("prompts is one string; give a list of prompts")
+        if not len(prompts):
+            raise ValueError("prompts is empty; give at least one")
+        longest = max(map(len, self.tokenizer.encode_batch(list(prompts)))) + 1  # BOS may come in front
+        return encode_prompts(self.tokenizer, prompts, _padded(longest))
+
+
+def _padded(length):
+    return -(-length // _SLOTS) * _SLOTS
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, variables, tokens_BT, lengths_B):
+    return transformer.unembed(config, variables, transformer.forward(config, variables, tokens_BT, lengths_B))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_probs(config, variables, prompt_tokens_BS, prompt_lengths_B, tokens_B1C, mask_BC):
+    hidden_B1CD = transformer.forward_shared(config, variables, prompt_tokens_BS, prompt_lengths_B, tokens_B1C)
+    return masked_sum(token_log_probs(config, variables, hidden_B1CD, tokens_B1C)[:, 0], mask_BC)
+
+
+def load_policy(folder, **changes):
+    """The `Policy` in a folder.
+
+    Args:
+      folder: `<workdir>/sft`, `<workdir>/align/METHOD/seed_N`, a Hugging Face folder of a model, or a PEFT folder whose
+        base is one.
+      **changes: fields of the model's config, e.g. dtype='bfloat16', param_dtype='bfloat16'.
+
+    Raises:
+      ValueError: the folder holds none of these, or one that is damaged or not supported; names it.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    if (folder / CARD).is_file():
+        card = workdir.read_json(folder / CARD)
+        config = model_config.from_dict({**card["config"], **changes})
+        where = folder / card["tokenizer"]  # an absolute path stands for itself
+        variables = _read_variables(folder, config)
+    elif (folder / lora.CONFIG_FILE).is_file():
+        where = pathlib.Path(workdir.read_json(folder / lora.CONFIG_FILE)["base_model_name_or_path"])
+        config, base = hf.load(where, **changes)
+        config, adapters = lora.load(folder, config)
+        variables = {**base, **adapters}
+    elif (folder / "config.json").is_file() and "model_type" in workdir.read_json(folder / "config.json"):
+        where, (config, variables) = folder, hf.load(folder, **changes)
+    else:
+        raise ValueError(
+            f"{folder} holds no policy; give a workdir's sft or align/METHOD/seed_N folder, or a Hugging Face one"
+        )
+    tokenizer = tokenizers.load(where)
+    return Policy(config, variables, tokenizer, hf.end_ids(where, tokenizer.eos_id))
+
+
+def _read_variables(folder, config):
+    """The variables of one of our folders; adapters bring the parameters of their reference."""
+    card, reference = workdir.read_json(folder / CARD), None
+    if card["from"] and card["reference"] == ".":  # stage sft took a model as it came
+        return hf.load(card["from"], dtype=config.dtype, param_dtype=config.param_dtype)[1]
+    if card["lora"]:
+        rank, targets = card["lora"]["rank"], card["lora"]["targets"]
+        shapes = jax.eval_shape(lambda key: lora.init(config, key, rank, targets), jax.random.key(0))
+        reference = _read_variables(pathlib.Path(os.path.normpath(folder / card["reference"])), config)
+    else:
+        shapes = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
+    here = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
+    trained = checkpoints.load_variables(folder / "variables", checkpoints.abstract(shapes, here))
+    return {**(reference or {}), **trained}
