@@ -7,9 +7,9 @@ table would have for the prompt, and everything that takes such a row takes it.
 
 import functools
 import time
-from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.core.calibration import calibrate
@@ -19,7 +19,6 @@ from infalign_jax.models import heads, transformer
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.stages.calibrate import load_table
 from infalign_jax.stages.experiment import (
-    Experiment,
     draw,
     encode_split,
     load_reference,
@@ -35,34 +34,28 @@ SOURCES = ("table", "amortized")
 _LEAST_SPREAD = 1e-3  # of the spread of all rewards: what a prompt whose rewards are all equal is taken to have
 
 
-class Inputs(NamedTuple):
-    """What every head of this stage is trained from."""
-
-    experiment: Experiment
-    trunk: Any
-    arrays: dict
-
-
 def levels(count):
     """k/(count + 1), k = 1 … count, float32: the expected quantiles of the order statistics of `count` rollouts."""
     return (np.arange(1, count + 1) / (count + 1)).astype(np.float32)
 
 
 def quantile_loss(model, variables, batch):
-    """Pinball loss of the predicted quantiles on rows of the table, each in units of the prompt's own spread.
+    """Pinball loss of the predicted quantiles on rows of the table, each in units of its standard deviation.
 
-    Calibration does not know units: without them prompts with large rewards would be all that is learned.
+    Calibration does not know units: without them prompts with large rewards would be all that is learned. The head's
+    own predicted spread as the unit learns markedly less from few prompts.
 
     Args:
       model: `TransformerConfig` of the trunk.
       variables: trunk and quantile head.
-      batch: prompt_tokens [B,S], prompt_lengths [B], rewards [B,K], spread [B].
+      batch: prompt_tokens [B,S], prompt_lengths [B], rewards [B,K].
 
     Returns:
       The scalar loss and metrics.
     """
     quantiles_BM = heads.quantiles(model, variables, batch["prompt_tokens"], batch["prompt_lengths"])
-    spread_B1 = batch["spread"][:, None]
+    least = jax.lax.stop_gradient(_LEAST_SPREAD * variables["params"]["quantile_head"]["scale"])
+    spread_B1 = jnp.maximum(batch["rewards"].std(-1, keepdims=True), least)
     loss = pinball_loss(quantiles_BM / spread_B1, batch["rewards"] / spread_B1, levels(quantiles_BM.shape[-1]))
     return loss, {}
 
@@ -72,16 +65,16 @@ def make_step(model, optimizer):
     return make_supervised_step(functools.partial(quantile_loss, model), optimizer)
 
 
-def train_head(inputs, rows, folder, name="amortize"):
-    """Trains trunk and head on some rows of the table; saves under `folder`. Returns variables and last metrics."""
-    experiment, section = inputs.experiment, inputs.experiment.config.amortize
-    arrays = {key: array[rows] for key, array in inputs.arrays.items()}
+def train_head(experiment, arrays, folder, name="amortize"):
+    """Trains trunk and head on examples as from `make_examples`; saves under `folder`. Returns variables, last metrics."""
+    section = experiment.config.amortize
     pooled_M, scale = pooled(arrays["rewards"], section.levels), float(arrays["rewards"].std()) or 1.0
     return fit(
         functools.partial(make_step, experiment.model),
-        lambda: heads.add_quantile_head(experiment.model, inputs.trunk, pooled_M, scale),
+        lambda trunk: heads.add_quantile_head(experiment.model, trunk, pooled_M, scale),
         shardings(experiment)[1],
         arrays,
+        start=(load_reference(experiment),),
         mesh=experiment.mesh,
         section=section,
         seed=experiment.config.seed,
@@ -140,41 +133,35 @@ def run(config):
     train, test = encode_split(experiment, "train"), encode_split(experiment, "test")
     if len(test.texts) < 2:
         raise ValueError(f"stage amortize measures on at least two held-out prompts, and there are {len(test.texts)}")
-    inputs = open_inputs(experiment, train)
-    variables, last = train_head(inputs, np.arange(len(train.texts)), folder)
-    rewards_PR = reference_rewards(experiment, inputs.trunk, test)
+    examples = make_examples(experiment, train)
+    variables, last = train_head(experiment, examples, folder)
+    rewards_PR = reference_rewards(experiment, test)
     rows = {
         "amortized": predict(experiment, variables, test),
-        "pooled": np.tile(pooled(inputs.arrays["rewards"], config.amortize.levels), (len(test.texts), 1)),
+        "pooled": np.tile(pooled(examples["rewards"], config.amortize.levels), (len(test.texts), 1)),
     }
     if config.amortize.leave_out:
-        rows["amortized_without_group"] = _leave_out(inputs, train.groups, test, folder)
+        rows["amortized_without_group"] = _leave_out(experiment, examples, train.groups, test, folder)
     numbers = {"prompts": len(train.texts), **last, **report(rows, rewards_PR, test.groups, config)}
     return workdir.finish(folder, numbers, started)
 
 
-def open_inputs(experiment, prompts):
-    """The trunk and the examples: training prompts and their rows of the calibration table."""
+def make_examples(experiment, prompts):
+    """What heads are trained on: training prompts and their rows of the calibration table."""
     rewards_PK = load_table(experiment.config, experiment.workdir / "calibrate").rewards_PK
-    floor = _LEAST_SPREAD * float(rewards_PK.std()) or 1.0
-    arrays = {
-        "prompt_tokens": prompts.tokens_PS,
-        "prompt_lengths": prompts.lengths_P,
-        "rewards": rewards_PK,
-        "spread": np.maximum(rewards_PK.std(1), floor).astype(np.float32),
-    }
-    return Inputs(experiment, load_reference(experiment), arrays)
+    return {"prompt_tokens": prompts.tokens_PS, "prompt_lengths": prompts.lengths_P, "rewards": rewards_PK}
 
 
-def reference_rewards(experiment, trunk, prompts):
+def reference_rewards(experiment, prompts):
     """Rewards `[P, K + held_out]` of new reference rollouts: tables to compare with, and what calibrations are judged by."""
     config, P = experiment.config, len(prompts.texts)
     reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
+    reference = load_reference(experiment)
     R = config.calibrate.rollouts + config.amortize.held_out
     size, calls = min(config.calibrate.prompts_per_call, P), []
     for first in range(0, P, size):
         rows = np.arange(first, first + size) % P
-        rollouts = draw(experiment, trunk, prompts, rows, rollouts=R, purpose="amortize")
+        rollouts = draw(experiment, reference, prompts, rows, rollouts=R, purpose="amortize")
         texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
         rewards = score(
             reward, texts, completions, ended, truncated=config.sampling.truncated,
@@ -219,17 +206,22 @@ def report(rows, rewards_PR, groups, config):
     }
 
 
-def _leave_out(inputs, train_groups, test, folder):
+def _leave_out(experiment, examples, train_groups, test, folder):
     """Each held-out prompt's row by a head that has seen no prompt of its group."""
     train_groups, test_groups = np.array(train_groups), np.array(test.groups)
-    rows_PM = np.empty((len(test_groups), inputs.experiment.config.amortize.levels), np.float32)
+    rows_PM = np.empty((len(test_groups), experiment.config.amortize.levels), np.float32)
     for i, group in enumerate(dict.fromkeys(test.groups)):
         rows = np.flatnonzero(train_groups != group)
         if not rows.size:
             raise ValueError(
                 f"config.amortize.leave_out is True, and all training prompts are of group {group!r}; set it to False"
             )
-        variables, _ = train_head(inputs, rows, folder / f"without_{i}", f"amortize without {group}")
+        variables, _ = train_head(
+            experiment,
+            {key: array[rows] for key, array in examples.items()},
+            folder / f"without_{i}",
+            f"amortize without {group}",
+        )
         mine = test_groups == group
-        rows_PM[mine] = predict(inputs.experiment, variables, test)[mine]
+        rows_PM[mine] = predict(experiment, variables, test)[mine]
     return rows_PM
