@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 def get_config():
     config = ConfigDict()
     config.seed = 0  # int >= 0; every random number of the run is a fold of (seed, purpose, step)
-    config.reward = (
-        "gold"  # training reward: 'gold' (the task's own), 'learned' (our Bradley-Terry model), 'hf:FOLDER', 'module:function'
+    config.reward = "gold"  # training reward: 'gold' (the task's own), 'learned' (our Bradley-Terry model), 'hf:FOLDER', 'module:function'
+    config.judge = (
+        "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), as above, 'none'
     )
-    config.judge = "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), as above, 'none'
 
     config.data = ConfigDict()
     config.data.name = "synthetic"  # 'synthetic', 'anthropic_hh', 'tldr', 'jsonl'
@@ -52,11 +52,15 @@ def get_config():
     config.model.mlp_dim = 192  # width of the gated MLP
     config.model.tied_embeddings = True  # one matrix for tokens in and logits out
     config.model.dtype = "float32"  # compute: 'float32', 'bfloat16'
-    config.model.param_dtype = "float32"  # parameters as kept and trained; 'bfloat16' suits those that LoRA leaves alone
+    config.model.param_dtype = (
+        "float32"  # parameters as kept and trained; 'bfloat16' suits those that LoRA leaves alone
+    )
     config.model.remat = "none"  # 'none' keeps activations, 'layer' recomputes each layer in the backward pass
 
     config.lora = ConfigDict()
-    config.lora.rank = 0  # of the adapters that stage align trains on the reference's own parameters; 0 trains all of them
+    config.lora.rank = (
+        0  # of the adapters that stage align trains on the reference's own parameters; 0 trains all of them
+    )
     config.lora.alpha = 16.0  # adapters are scaled by alpha / rank
     config.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")  # projections that get one
 
@@ -124,7 +128,6 @@ def get_config():
     config.align.decay = 0.7  # fraction of the steps over which the learning rate falls to 0
     config.align.clip_norm = 5.0  # global gradient norm
     config.align.target_kl = 0.5  # nats per sequence between policy and reference
-    config.align.kl_estimator = "sampled"  # KL in the gradient: 'sampled' log-ratio, or 'exact' over the vocabulary
     config.align.kl_margin = 1.15  # training aims at target_kl times this, so that equal KL is reached by interpolation
     config.align.kl_rate = 0.15  # gain of the beta controller; 0 keeps the closed-form beta
     config.align.kl_warmup = 20  # steps before the controller starts

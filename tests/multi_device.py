@@ -57,7 +57,7 @@ def run(sizes, devices):
     optimizer = optax.sgd(0.1, momentum=0.5)  # after one step its momentum is the gradient
     state = init_state(variables, optimizer, beta)
     state = jax.device_put(state, state_shardings(mesh, state, shardings))
-    step = align.make_step(MODEL, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=1, kl_estimator="sampled")
+    step = align.make_step(MODEL, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=1)
     state, first = step(state, reference, batch, shaping)
     gradients = meshes.fetch(state.optimizer)
     for _ in range(4):

@@ -10,7 +10,7 @@ import pytest
 from infalign_jax.core.advantages import group_standardize, leave_one_out
 from infalign_jax.core.kl_control import beta_from_samples, steer_log_beta
 from infalign_jax.core.masking import masked_mean, masked_sum
-from infalign_jax.core.policy_gradient import exact_kl_loss, policy_gradient_loss, regularized_return
+from infalign_jax.core.policy_gradient import policy_gradient_loss, regularized_return
 
 V, C = 3, 2  # a policy over words of two letters: 9 outcomes, all of which can be enumerated
 OUTCOMES = np.array(list(itertools.product(range(V), repeat=C)))
@@ -38,20 +38,8 @@ def exact_gradient(logits, reference, scores_O, beta):
     return jax.grad(objective)(logits)
 
 
-def token_kl(logits, reference, tokens):
-    """KL over the alphabet at each of the two letters, `[..., C]`."""
-
-    def kl(p, q):
-        p, q = jax.nn.log_softmax(p), jax.nn.log_softmax(q)
-        return jnp.sum(jnp.exp(p) * (p - q), -1)
-
-    first = jnp.broadcast_to(kl(logits["first"], reference["first"]), tokens.shape[:-1])
-    second = kl(logits["second"], reference["second"])[tokens[..., 0]]
-    return jnp.stack([first, second], -1)
-
-
-@pytest.mark.parametrize(("beta", "estimator"), [(0.0, "sampled"), (0.7, "sampled"), (0.7, "exact")])
-def test_gradient_is_unbiased(beta, estimator):
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+def test_gradient_is_unbiased(beta):
     """Mean of many sampled gradients minus the exact one is within five standard errors in every coordinate."""
     logits, reference = tabular(0), tabular(1)
     scores_O = jnp.asarray(np.random.default_rng(2).normal(size=len(OUTCOMES)), jnp.float32)
@@ -67,11 +55,7 @@ def test_gradient_is_unbiased(beta, estimator):
         returns_BR = regularized_return(scores_O[drawn_BR], log_ratios_BR, beta)
 
         def loss(logits):
-            log_probs_BRC = sequence_log_probs(logits, tokens_BRC)
-            if estimator == "exact":
-                kl_BRC = token_kl(logits, reference, tokens_BRC)
-                return exact_kl_loss(log_probs_BRC, kl_BRC, mask_BRC, scores_O[drawn_BR], beta)
-            return policy_gradient_loss(log_probs_BRC, mask_BRC, returns_BR)
+            return policy_gradient_loss(sequence_log_probs(logits, tokens_BRC), mask_BRC, returns_BR)
 
         return jax.grad(loss)(logits)
 

@@ -4,7 +4,7 @@ import chex
 import jax.numpy as jnp
 
 
-def leave_one_out(returns_BR, axis=-1):
+def leave_one_out(returns_BR):
     """Each return minus the mean of the other rollouts of its prompt (RLOO, arXiv 2402.14740).
 
         A_i = r_i - 1/(R-1) sum_{j != i} r_j = R/(R-1) (r_i - mean r)
@@ -13,19 +13,18 @@ def leave_one_out(returns_BR, axis=-1):
 
     Args:
       returns_BR: float `[..., R]`, any scale.
-      axis: where the rollouts are, if not last.
 
     Returns:
-      float, shaped like the returns, summing to zero over the rollouts of a prompt, in the units of the returns. Linear in the
+      float `[..., R]`, summing to zero over the rollouts of a prompt, in the units of the returns. Linear in the
       returns; the losses of this package stop its gradient.
 
     Raises:
       ValueError: with one rollout per prompt there is no other rollout to compare with.
     """
-    rollouts = returns_BR.shape[axis]
+    rollouts = returns_BR.shape[-1]
     if rollouts < 2:
         raise ValueError(f"rollouts per prompt is {rollouts}; the leave-one-out baseline needs at least 2")
-    return (returns_BR - returns_BR.mean(axis=axis, keepdims=True)) * (rollouts / (rollouts - 1))
+    return (returns_BR - returns_BR.mean(axis=-1, keepdims=True)) * (rollouts / (rollouts - 1))
 
 
 def group_standardize(rewards_BR, epsilon=1e-4):

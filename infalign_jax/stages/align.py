@@ -14,7 +14,7 @@ from infalign_jax.core.advantages import group_standardize
 from infalign_jax.core.calibration import calibrate
 from infalign_jax.core.kl_control import beta_from_samples, steer_log_beta
 from infalign_jax.core.masking import masked_sum
-from infalign_jax.core.policy_gradient import exact_kl_loss, policy_gradient_loss, regularized_return
+from infalign_jax.core.policy_gradient import policy_gradient_loss, regularized_return
 from infalign_jax.data.batches import make_batches
 from infalign_jax.models import transformer
 from infalign_jax.sampling.log_probs import token_statistics
@@ -65,7 +65,7 @@ def shape_rewards(rewards_BR, reference_rewards_BK, shaping, tails):
     return jnp.where(shaping.group_std > 0, group_standardize(scores_BR), scores_BR), u_BR
 
 
-def objective(model, variables, reference_variables, batch, shaping, beta, *, kl_estimator, tails="flat"):
+def objective(model, variables, reference_variables, batch, shaping, beta, tails="flat"):
     """The surrogate loss of one batch of on-policy rollouts, and its metrics.
 
     Args:
@@ -76,7 +76,6 @@ def objective(model, variables, reference_variables, batch, shaping, beta, *, kl
       batch: prompt_tokens [B,S], prompt_lengths [B], tokens [B,R,C], mask [B,R,C], rewards [B,R], table [B,K].
       shaping: `Shaping`.
       beta: score units per nat.
-      kl_estimator: 'sampled', the log-ratio of each response in its reward, or 'exact', summed over the vocabulary.
       tails: how rewards beyond the table's extremes are calibrated, as in `calibrate`.
     """
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["tokens"]
@@ -88,12 +87,9 @@ def objective(model, variables, reference_variables, batch, shaping, beta, *, kl
     )
     mask_BRC = batch["mask"]
     scores_BR, u_BR = shape_rewards(batch["rewards"], batch["table"], shaping, tails)
-    if kl_estimator == "exact":
-        loss = exact_kl_loss(log_probs_BRC, kl_BRC, mask_BRC, scores_BR, beta)
-    else:
-        log_ratios_BR = masked_sum(log_probs_BRC - reference_log_probs_BRC, mask_BRC)
-        loss = policy_gradient_loss(log_probs_BRC, mask_BRC, regularized_return(scores_BR, log_ratios_BR, beta))
-    loss = shaping.loss_scale * loss
+    log_ratios_BR = masked_sum(log_probs_BRC - reference_log_probs_BRC, mask_BRC)
+    returns_BR = regularized_return(scores_BR, log_ratios_BR, beta)
+    loss = shaping.loss_scale * policy_gradient_loss(log_probs_BRC, mask_BRC, returns_BR)
     return loss, {
         "loss": loss,
         "reward": batch["rewards"].mean(),
@@ -106,7 +102,7 @@ def objective(model, variables, reference_variables, batch, shaping, beta, *, kl
     }
 
 
-def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, kl_estimator, tails="flat"):
+def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat"):
     """The jitted step `(state, reference_variables, batch, shaping) -> (state, metrics)`; the state is donated.
 
     Everything between reward and update happens inside it: calibration, transform, leave-one-out advantage, gradient,
@@ -118,9 +114,7 @@ def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, kl_estimator, 
         beta = jnp.exp(state.log_beta)
 
         def loss_fn(variables):
-            return objective(
-                model, variables, reference_variables, batch, shaping, beta, kl_estimator=kl_estimator, tails=tails
-            )
+            return objective(model, variables, reference_variables, batch, shaping, beta, tails)
 
         gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.variables)
         rate = jnp.where(state.step >= kl_warmup, kl_rate, 0.0)
@@ -178,7 +172,6 @@ def run(config):
         target_kl=section.target_kl * section.kl_margin,
         kl_rate=section.kl_rate,
         kl_warmup=section.kl_warmup,
-        kl_estimator=section.kl_estimator,
         tails=config.calibrate.tails,
     )
     prompts, predicted = encode_split(experiment, "train"), config.calibrate.source == "amortized"

@@ -79,7 +79,6 @@ RULES = {
         "decay": real(0, 1),
         "clip_norm": real(0, open_low=True),
         "target_kl": real(0, open_low=True),
-        "kl_estimator": one_of("sampled", "exact"),
         "kl_margin": real(0.5, 2),
         "kl_rate": real(0),
         "kl_warmup": whole(0),
