@@ -13,8 +13,7 @@ def regularized_return(scores_BR, log_ratios_BR, beta):
     Its expectation under the policy is `E[Phi(C)] - beta KL(pi || pi_ref)`, the objective of CTRL. The log-ratio enters
     as a number: because `E[grad log pi] = 0`, the score-function gradient of this return is the exact gradient of the
     objective, while differentiating a log-ratio penalty in the loss is not. At the optimum the return is the same for
-    every response, so the variance of the gradient vanishes there; summing the divergence over the vocabulary instead
-    loses that, and trained slightly worse policies.
+    every response, so the variance of the gradient vanishes there.
 
     Args:
       scores_BR: float `[B, R]`, transformed rewards.
