@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.models import hf, lora
@@ -23,7 +24,7 @@ def begin(experiment, reference, seed):
     """
     config = experiment.config
     if not config.lora.rank:
-        return reference
+        return jax.tree.map(jnp.copy, reference)  # buffers of its own: the train step gives its state's away
     key = key_for(config.seed, f"align/{seed}/lora")
     return lora.init(experiment.model, key, config.lora.rank, config.lora.targets)
 
