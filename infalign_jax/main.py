@@ -20,6 +20,7 @@ STAGES = {
 TOOLS = {
     "status": "infalign_jax.status",
     "doctor": "infalign_jax.doctor",
+    "generate": "infalign_jax.generate",
 }
 COMMANDS = ("run", *STAGES, *TOOLS)
 PAGE = """infalign: inference-aware alignment of language models
@@ -37,6 +38,7 @@ commands
   evaluate       win rates of all methods at equal KL, tables, figures and report.html
   status DIR     what is done in a workdir, what runs or failed, and how to go on
   doctor         versions, devices, memory, disk, and what a config would run
+  generate       responses of a policy, standard, best-of-N or worst-of-N, with rewards, as JSON lines
 
 flags
   --config FILE            the recipe, a Python file with get_config(), such as configs/quickstart.py
