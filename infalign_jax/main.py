@@ -108,7 +108,7 @@ def run(command, config, workdir):
       ValueError: bad input, in one sentence; nothing already computed is lost.
     """
     from infalign_jax.stages import order, settings
-    from infalign_jax.training import compilation
+    from infalign_jax.training import compilation, memory
     from infalign_jax.training import workdir as workdirs
 
     config = config.copy_and_resolve_references()
@@ -118,6 +118,7 @@ def run(command, config, workdir):
     names = list(STAGES) if command == "run" else [command]
     with workdirs.claim(config.to_dict()):
         compilation.use_cache()
+        memory.keep_freed_memory()
         for name in names:
             order.check_before(config, name)
             state = order.state(config, name)

@@ -23,11 +23,9 @@ if [ $# -lt 2 ]; then
 fi
 config=$1 workdir=$2
 shift 2
-# Freed memory is kept rather than handed back to the system after every step, which costs long CPU runs dearly.
-export MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=4294967296
 command=(infalign run "--config=$config" "--workdir=$workdir" "$@")
 if [ -n "$dry_run" ]; then
-  printf '%q ' MALLOC_TRIM_THRESHOLD_="$MALLOC_TRIM_THRESHOLD_" MALLOC_MMAP_THRESHOLD_="$MALLOC_MMAP_THRESHOLD_" "${command[@]}"
+  printf '%q ' "${command[@]}"
   echo
 else
   exec "${command[@]}"
