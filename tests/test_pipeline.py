@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from infalign_jax import main, procedures
+from infalign_jax import load_policy, main, procedures
 from infalign_jax.core.winrate import win_rate_per_prompt
 from infalign_jax.stages import align, calibrate, experiment, settings
 from infalign_jax.training import workdir
@@ -120,6 +120,18 @@ def test_calibration_continues_after_the_last_part(finished, tmp_path):
     assert first.stat().st_mtime_ns == kept
 
 
+def test_a_finished_policy_loads_by_itself_from_a_moved_workdir(finished, tmp_path):
+    """`load_policy` needs no config: the folder says what model and tokeniser it is of."""
+    moved = shutil.copytree(finished, tmp_path / "moved", ignore=shutil.ignore_patterns("checkpoints"))
+    policy, reference = (load_policy(moved / part) for part in ("align/raw/seed_0", "sft"))
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(finished / "align" / "raw" / "seed_0" / "variables")
+    jax.tree.map(np.testing.assert_array_equal, saved, policy.variables)
+    texts = [row["prompt"] for row in read(finished / "evaluate" / "samples.json")][:2]
+    assert np.all(policy.log_probs(texts, ["good", "good"]) != reference.log_probs(texts, ["good", "good"]))
+    assert len(policy.generate(texts, n=2, max_tokens=3)[1]) == 2
+
+
 def test_the_sampled_policies_moved_towards_reward(finished):
     rows = read(finished / "evaluate" / "results.json")
     standard = {r["method"]: r for r in rows if r["procedure"] == "standard" and r["judge"] == "train"}
@@ -149,10 +161,13 @@ def test_killed_in_the_middle_of_align_ends_bit_identical(finished, tmp_path):
     subprocess.run(words, check=True, timeout=280, capture_output=True)
     for method in ("raw", "exponential_10"):
         with ocp.StandardCheckpointer() as checkpointer:
-            a, b = (checkpointer.restore(root / "align" / method / "seed_0" / "variables") for root in (finished, folder))
+            a, b = (
+                checkpointer.restore(root / "align" / method / "seed_0" / "variables") for root in (finished, folder)
+            )
         jax.tree.map(np.testing.assert_array_equal, a, b)
         steps = [
-            json.loads(line)["step"] for line in (folder / "align" / method / "seed_0" / "metrics.jsonl").read_text().splitlines()
+            json.loads(line)["step"]
+            for line in (folder / "align" / method / "seed_0" / "metrics.jsonl").read_text().splitlines()
         ]
         assert steps == list(range(12))
 

@@ -72,14 +72,15 @@ def describe(experiment, folder):
     Paths in the workdir are relative to `folder`, so that a workdir can be moved.
     """
     config = experiment.config
+    given = config.tokenizer.path or config.model.path
     own = os.path.relpath(experiment.workdir / "tokenizer", folder)
     reference = os.path.relpath(experiment.workdir / "sft", folder)
     card = {
         "config": dataclasses.asdict(experiment.model),
-        "tokenizer": config.tokenizer.path or config.model.path or own,
+        "tokenizer": os.path.abspath(given) if given else own,
         "lora": config.lora.to_dict() if config.lora.rank and reference != "." else None,
         "reference": reference,
-        "from": config.model.path if config.sft.steps == 0 else "",
+        "from": os.path.abspath(config.model.path) if config.sft.steps == 0 else "",
     }
     workdir.write_json(folder / CARD, card)
 
