@@ -87,6 +87,12 @@ def test_an_adapter_folder_brings_its_base(policy, folder, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), loaded.params, merged["params"])
 
 
+def test_ids_beyond_the_tokenizer_have_no_text(policy):
+    """Vocabularies of published models are padded to round sizes."""
+    tokenizer, ids = policy.tokenizer, policy.tokenizer.encode("the red fox")
+    assert tokenizer.decode([*ids[:1], tokenizer.vocab_size + 2, *ids[1:]]) == "the red fox"
+
+
 def test_a_folder_without_a_policy_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no policy"):
         infalign_jax.load_policy(tmp_path)

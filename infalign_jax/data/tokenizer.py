@@ -83,7 +83,9 @@ class SentencePieceTokenizer:
         return self.decode_batch([ids])[0]
 
     def decode_batch(self, ids):
-        return self._model.decode([[int(i) for i in row] for row in ids], num_threads=1)
+        # A model's vocabulary may be padded beyond the tokeniser's; such ids have no text.
+        rows = [[int(i) for i in row if i < self.vocab_size] for row in ids]
+        return self._model.decode(rows, num_threads=1)
 
     def save(self, folder):
         folder = pathlib.Path(folder)
