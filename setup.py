@@ -38,7 +38,11 @@ TEST = [
 EXTRAS = {
     "test": TEST,
     "tpu": ["jax[tpu]>=0.9.0"],
-    "hf": ["safetensors>=0.6", "tokenizers>=0.20", "jinja2>=3.1"],  # checkpoints, tokenisers and chat templates of HF folders
+    "hf": [
+        "safetensors>=0.6",
+        "tokenizers>=0.20",
+        "jinja2>=3.1",
+    ],  # checkpoints, tokenisers and chat templates of HF folders
     "notebooks": ["notebook>=7", "ipykernel>=6.29", "pandas>=2.2"],
     "tensorboard": ["tensorboardX>=2.6.4"],
     "parity": ["torch>=2.13", "transformers>=5.23", "peft>=0.21"],  # what tests/peers compares with, on the CPU

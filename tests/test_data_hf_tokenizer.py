@@ -9,7 +9,7 @@ import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
 
-from infalign_jax.data import tokenize, tokenizer  # noqa: E402
+from infalign_jax.data import tokenize, tokenizer
 
 TEXTS = ["The quick brown fox\n\njumps over", "a lazy dog, naïve café 😀", "quick quick dog"] * 20
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<turn>"]

@@ -34,7 +34,9 @@ def beta_from_samples(scores_PK, kl):
         raise ValueError("the reference rewards do not vary within any prompt, so no beta reaches a positive KL")
     low, high = np.log(spread) - 12.0, np.log(spread) + 12.0
     if not mean_kl(high) < kl < mean_kl(low):
-        raise ValueError(f"a target KL of {kl} nats is out of reach: {scores_PK.shape[1]} samples span (0, {mean_kl(low):.3g})")
+        raise ValueError(
+            f"a target KL of {kl} nats is out of reach: {scores_PK.shape[1]} samples span (0, {mean_kl(low):.3g})"
+        )
     return float(np.exp(optimize.brentq(lambda x: mean_kl(x) - kl, low, high, xtol=1e-10)))
 
 

@@ -102,7 +102,9 @@ def parse_row(row, where, render):
         raise ValueError(f"{where}: the prompt is empty")
     after_messages = isinstance(prompt, list)
     texts = {key: _response_text(value, key, after_messages, where, render) for key, value in responses.items()}
-    return Row(prompt_text, *(texts.get(key) for key in RESPONSE_KEYS), columns, tuple(prompt) if after_messages else ())
+    return Row(
+        prompt_text, *(texts.get(key) for key in RESPONSE_KEYS), columns, tuple(prompt) if after_messages else ()
+    )
 
 
 def _check_value(value, key, where):

@@ -177,7 +177,9 @@ def _check_together(config):
             "leave one of them ''"
         )
     if config.sft.steps == 0 and not config.model.path:
-        raise ValueError("config.sft.steps is 0, and config.model.path names no model to take as it is; train at least 1")
+        raise ValueError(
+            "config.sft.steps is 0, and config.model.path names no model to take as it is; train at least 1"
+        )
     if (free := [axis for axis, size in config.mesh.items() if size == -1])[1:]:
         raise ValueError(
             f"config.mesh.{free[0]} and config.mesh.{free[1]} are -1; only one axis can take all devices left"
