@@ -313,17 +313,14 @@ def test_a_page_cut_off_by_its_reader_is_no_error():
     assert b"Traceback" not in result.stderr
 
 
-def obey_interrupts():
-    """A shell's background jobs, and what they start, ignore SIGINT from birth."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def test_an_interrupt_ends_shortly_with_status_130(tmp_path):
     recipe_file = tmp_path / "slow.py"
     recipe_file.write_text("import time\nprint('in', flush=True)\ntime.sleep(60)\n")
+    # A shell's background jobs, and what they start, ignore SIGINT from birth: this one must not.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from infalign_jax.main import cli; cli()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "infalign_jax", "--config", recipe_file], cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, preexec_fn=obey_interrupts,
+        [sys.executable, "-c", program, "--config", recipe_file], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "in\n"
     process.send_signal(signal.SIGINT)
