@@ -7,6 +7,7 @@ import sys
 from absl import flags, logging
 
 from infalign_jax import __version__, errors, recipe
+from infalign_jax.training import memory
 
 STAGES = {
     "sft": "infalign_jax.stages.sft",
@@ -57,6 +58,7 @@ first steps
 
 def cli():
     """Entry point of the console script `infalign`: what a user got wrong ends with one sentence and exit status 2."""
+    memory.keep_freed_memory()
     errors.quiet_readers()
     try:
         main(sys.argv[1:])
@@ -108,7 +110,7 @@ def run(command, config, workdir):
       ValueError: bad input, in one sentence; nothing already computed is lost.
     """
     from infalign_jax.stages import order, settings
-    from infalign_jax.training import compilation, memory
+    from infalign_jax.training import compilation
     from infalign_jax.training import workdir as workdirs
 
     config = config.copy_and_resolve_references()
@@ -118,7 +120,6 @@ def run(command, config, workdir):
     names = list(STAGES) if command == "run" else [command]
     with workdirs.claim(config.to_dict()):
         compilation.use_cache()
-        memory.keep_freed_memory()
         for name in names:
             order.check_before(config, name)
             state = order.state(config, name)
