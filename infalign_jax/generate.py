@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 
+from infalign_jax import flags
 from infalign_jax.data.rows import read_rows
 
 PAGE = """infalign generate --policy FOLDER --reward REWARD [--prompts FILE] [flags]
@@ -46,23 +47,7 @@ def main(words):
 
 def parse(words):
     """{flag: value} of the command's words. Raises ValueError naming the flag that is unknown, missing or out of range."""
-    options, rest = {}, list(words)
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name not in _FLAGS:
-            raise ValueError(f"generate has no flag {word!r}; legal are {', '.join(f'--{flag}' for flag in _FLAGS)}")
-        if not equals:
-            if not rest:
-                raise ValueError(f"--{name} has no value; write --{name}=VALUE")
-            value = rest.pop(0)
-        try:
-            options[name] = _FLAGS[name][1](value)
-        except ValueError:
-            raise ValueError(f"--{name} is {value!r}; it must be a number") from None
-    for name, (default, _) in _FLAGS.items():
-        if options.setdefault(name, default) is None:
-            raise ValueError(f"--{name} is missing; see infalign generate --help")
+    options = flags.parse("generate", words, _FLAGS)
     for name in ("rollouts", "max_tokens", "batch"):
         if options[name] < 1:
             raise ValueError(f"--{name} is {options[name]}; it must be at least 1")
