@@ -66,7 +66,7 @@ def test_text_lines_and_no_reference(policy, tmp_path, monkeypatch):
     [
         (["--reward=x:y"], "--policy is missing"),
         (["--policy=p", "--reward=x:y", "--max_tokens=0"], "--max_tokens is 0"),
-        (["--policy=p", "--reward=x:y", "--seed=x"], "--seed is 'x'; it must be a number"),
+        (["--policy=p", "--reward=x:y", "--seed=x"], "--seed is 'x'; it must be a whole number"),
         (["--policy=p", "--reward=x:y", "--seed"], "--seed has no value"),
         (["--polcy=p"], "no flag '--polcy=p'"),
         (["--policy=p", "--reward=x:y", "--prompts=nowhere.txt"], "'nowhere.txt', which cannot be read"),
