@@ -30,7 +30,7 @@ def get_config():
     config.data.group_column = ""  # jsonl only: column whose value groups prompts in the report
     config.data.chat_template = ""  # jsonl only: Jinja file that turns {role, content} lists into text
     config.data.demonstrations_per_prompt = 40  # synthetic only
-    config.data.preferences_per_prompt = 20  # synthetic only
+    config.data.preferences_per_prompt = 200  # synthetic only
     config.data.prompt_tokens = 8  # prompt slots, begin-of-sequence token included
     config.data.response_tokens = 8  # response slots, end-of-sequence token included
     config.data.long_prompts = "error"  # a prompt over the limit: 'error', 'truncate_left' (keeps its end), 'drop'
@@ -76,9 +76,9 @@ def get_config():
     config.sft.clip_norm = 1.0  # global gradient norm
 
     config.reward_model = ConfigDict()
-    config.reward_model.steps = 200
-    config.reward_model.batch_size = 128  # preference pairs a step
-    config.reward_model.learning_rate = 1e-3
+    config.reward_model.steps = 400
+    config.reward_model.batch_size = 256  # preference pairs a step
+    config.reward_model.learning_rate = 3e-3
     config.reward_model.clip_norm = 1.0
 
     config.sampling = ConfigDict()

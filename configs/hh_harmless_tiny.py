@@ -34,6 +34,7 @@ def get_config():
         config.sft.batch_size = 48
         config.reward_model.steps = 66
         config.reward_model.batch_size = 32
+        config.reward_model.learning_rate = 1e-3
 
         config.calibrate.rollouts = 32
         config.calibrate.prompts_per_call = 32

@@ -47,6 +47,7 @@ _ABSENT, _UNKNOWN = -1, len(WORDS)
 _TOPIC_OF = np.append(np.repeat(np.arange(len(TOPICS)), _WORDS_PER_TOPIC), -1)  # the unknown word belongs to no topic
 
 
+@functools.lru_cache(1, typed=True)  # every stage of a run opens the same data
 def load(*, path, seed, test_prompts, demonstrations_per_prompt, preferences_per_prompt):
     """The synthetic task.
 
