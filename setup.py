@@ -31,7 +31,7 @@ TEST = [
     "nbmake>=1.5",  # the notebooks are tests
     "ipykernel>=6.29",
     "ruff>=0.6",
-    "jinja2>=3.1",  # chat templates
+    "jinja2>=3.1.6",  # chat templates, which are strangers' code: older sandboxes leak
     "tokenizers>=0.20",  # tokenizer.json
     "safetensors>=0.6",  # HF folders
 ]
@@ -41,7 +41,7 @@ EXTRAS = {
     "hf": [
         "safetensors>=0.6",
         "tokenizers>=0.20",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
     ],  # checkpoints, tokenisers and chat templates of HF folders
     "notebooks": ["notebook>=7", "ipykernel>=6.29", "pandas>=2.2"],
     "tensorboard": ["tensorboardX>=2.6.4"],

@@ -121,50 +121,16 @@ def longer(prompts, completions):
     return [len(text) + 0.01 * (hash(text) % 7) for text in completions]
 
 
-TEMPLATES = {
-    "turns": "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] | trim }} {% endfor %}"
-    "{% if add_generation_prompt %}<assistant> {% endif %}",
-    "namespace": "{% set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}"
-    "{% set ns.system = m.content %}{% endif %}{% endfor %}{{ bos_token }}{% for m in messages if m.role != 'system' %}"
-    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
-    "<{{ m.role }}>{{ ns.system ~ ' ' if loop.first and ns.system }}{{ m.content }}{{ eos_token if m.role == 'assistant' }}"
-    "{% endfor %}{%- if add_generation_prompt %}<assistant>{%- endif %}",
-    "json": "{%- for m in messages -%}\n    {{- m | tojson }}\n{%- endfor %}\n{{ strftime_now('%Y') }}",
-}
-DIALOGUES = {
-    "one": [{"role": "user", "content": " the <red> fox: it's "}],
-    "long": [
-        {"role": "system", "content": "plain"},
-        {"role": "user", "content": "a bird"},
-        {"role": "assistant", "content": "sings"},
-        {"role": "user", "content": "the fox"},
-    ],
-}
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("dialogue", DIALOGUES)
-def test_chat_templates_write_what_theirs_write(name, dialogue, tmp_path):
-    theirs, _ = write_tokenizer(tmp_path, TEMPLATES[name])
-    template = chat.load_template(tmp_path)
-    for prompting in (True, False):
-        expected = theirs.apply_chat_template(DIALOGUES[dialogue], tokenize=False, add_generation_prompt=prompting)
-        assert chat.apply_chat_template(template, DIALOGUES[dialogue], add_generation_prompt=prompting) == expected
-
-
-def test_a_template_that_refuses_refuses_here_too(tmp_path):
-    theirs, _ = write_tokenizer(tmp_path, TEMPLATES["namespace"])
-    twice = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-    with pytest.raises(Exception, match="alternate"):
-        theirs.apply_chat_template(twice, tokenize=False)
-    with pytest.raises(ValueError, match="alternate"):
-        chat.apply_chat_template(chat.load_template(tmp_path), twice)
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] | trim }} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "llama", "qwen3"])
 @pytest.mark.parametrize("templated", [False, True])
 def test_classifier_rewards_are_their_scores_of_the_texts(name, templated, tmp_path):
-    theirs, size = write_tokenizer(tmp_path, TEMPLATES["turns"] if templated else None)
+    theirs, size = write_tokenizer(tmp_path, TURNS if templated else None)
     model = make(name, tmp_path, kind="ForSequenceClassification", num_labels=1, vocab_size=size)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     prompts = [
