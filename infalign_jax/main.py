@@ -22,6 +22,7 @@ TOOLS = {
     "status": "infalign_jax.status",
     "doctor": "infalign_jax.doctor",
     "generate": "infalign_jax.generate",
+    "score": "infalign_jax.score",
 }
 COMMANDS = ("run", *STAGES, *TOOLS)
 PAGE = """infalign: inference-aware alignment of language models
@@ -40,6 +41,7 @@ commands
   status DIR     what is done in a workdir, what runs or failed, and how to go on
   doctor         versions, devices, memory, disk, and what a config would run
   generate       responses of a policy, standard, best-of-N or worst-of-N, with rewards, as JSON lines
+  score          calibrated and transformed rewards, from files of rewards alone
 
 flags
   --config FILE            the recipe, a Python file with get_config(), such as configs/quickstart.py
