@@ -5,7 +5,7 @@ import json
 import jax
 
 from infalign_jax.data.tokenizer import train_sentencepiece
-from infalign_jax.models import heads, hf, hf_config, transformer
+from infalign_jax.models import heads, hf, hf_config, hf_save, transformer
 
 GEMMA2 = {
     "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "hidden_size": 16, "num_hidden_layers": 2,
@@ -31,5 +31,5 @@ def write(folder, values, texts, *, kind="word", reward_head=False, seed=0):
     (blank / "config.json").write_text(json.dumps({**values, "vocab_size": tokenizer.vocab_size}))
     config = hf_config.from_hf(hf.read_config(blank))
     variables = (heads if reward_head else transformer).init(config, jax.random.key(seed))
-    hf.save(folder, config, variables, blank)
+    hf_save.save(folder, config, variables, blank)
     return folder

@@ -1,11 +1,10 @@
-"""Hugging Face folders in and out: one table of names and axes serves every family, in both directions.
+"""Hugging Face folders read: one table of names and axes serves every family, here and in `hf_save`.
 
-Tensors are read lazily and by slice, so a host touches only the bytes of its own shards, and saved in the dtype they
-have. Needs the `safetensors` package (extra `hf`).
+Tensors are read lazily and by slice, so a host touches only the bytes of its own shards. Needs the `safetensors` package
+(extra `hf`).
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -42,6 +41,7 @@ _POST_NORMS = {
     "layers/post_mlp_norm/scale": ("post_feedforward_layernorm.weight", ("embed",)),
 }
 _IGNORED = ("rotary_emb.inv_freq", "vision_tower.", "multi_modal_projector.")
+INDEX = "model.safetensors.index.json"
 _PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # in front of embed_tokens, layers and norm
 
 
@@ -69,7 +69,7 @@ class _Folder:
     def __init__(self, folder):
         from safetensors import safe_open
 
-        folder, index = Path(folder), Path(folder) / "model.safetensors.index.json"
+        folder, index = Path(folder), Path(folder) / INDEX
         if index.is_file():
             files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         else:
@@ -104,7 +104,7 @@ def _table(config):
     return _TENSORS | _POST_NORMS if config.post_norms else _TENSORS
 
 
-def _names(config, path):
+def names(config, path):
     """Their names of the parameter at our `path`: one, or one for each layer."""
     name = _table(config)[path][0]
     if path.startswith("layers/"):
@@ -112,7 +112,7 @@ def _names(config, path):
     return [name]
 
 
-def _their_axes(config, path):
+def their_axes(config, path):
     return [axis.split("*") for axis in _table(config)[path][1]]
 
 
@@ -123,7 +123,7 @@ def _read(source, config, path, axes, shape, index):
     axes, shape, index = (x[1:] if stacked else x for x in (axes, shape, index))
     size = dict(zip(axes, shape, strict=True), one=1)
     want = dict(zip(axes, [i.indices(n)[:2] for i, n in zip(index, shape, strict=True)], strict=True), one=(0, 1))
-    groups = _their_axes(config, path)
+    groups = their_axes(config, path)
     bounds, block = [], []
     for group in groups:
         # Of two joined axes the first may be cut; the second is read whole and cut below.
@@ -134,7 +134,7 @@ def _read(source, config, path, axes, shape, index):
     order = [name for group in groups for name in group if name != "one"]
     parts = []
     for layer in layers:
-        part = source.slice(_names(config, path)[layer])[tuple(bounds)].reshape(block)
+        part = source.slice(names(config, path)[layer])[tuple(bounds)].reshape(block)
         part = part.transpose([order.index(name) for name in axes])
         joined = {group[1] for group in groups if len(group) == 2}
         parts.append(part[tuple(slice(*want[name]) if name in joined else slice(None) for name in axes)])
@@ -145,11 +145,10 @@ def _check(source, config, shapes):
     """Every tensor needed is there with the right shape, and every tensor there is needed."""
     needed = {}
     for path, leaf in shapes.items():
-        names = _names(config, path)
         axes = sharding.axes_of(path, len(leaf.shape))
         size = dict(zip(axes, leaf.shape, strict=True), one=1)
-        theirs = tuple(int(np.prod([size[name] for name in group])) for group in _their_axes(config, path))
-        needed |= dict.fromkeys(names, theirs)
+        theirs = tuple(int(np.prod([size[name] for name in group])) for group in their_axes(config, path))
+        needed |= dict.fromkeys(names(config, path), theirs)
     for name, shape in needed.items():
         if name not in source.tensors:
             raise ValueError(f"the folder has no tensor {name}, which its config.json calls for")
@@ -196,54 +195,3 @@ def load(folder, *, reward_head: bool = False, shardings=None, **changes):
         return jax.make_array_from_callback(leaf.shape, place, read)
 
     return config, tree.unflatten([array(*each) for each in zip(paths, leaves, places, strict=True)])
-
-
-def to_tensors(config, variables) -> dict:
-    """{their name: numpy array} of all parameters, in their layout and the stored dtype; shares no layout with ours."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(variables["params"])
-    tensors = {}
-    for keys, leaf in flat:
-        path = sharding.path_name(keys)
-        if path == "reward_head/bias":
-            if float(leaf) != 0.0:
-                raise ValueError(f"reward_head has bias {float(leaf)}; the format has no place for one, subtract it")
-            continue
-        axes, groups = sharding.axes_of(path, leaf.ndim), _their_axes(config, path)
-        array = np.asarray(leaf)
-        stacked = axes[0] == "layers"
-        axes = axes[1:] if stacked else axes
-        size = dict(zip(axes, array.shape[stacked:], strict=True), one=1)
-        order = [axes.index(name) for group in groups for name in group if name != "one"]
-        shape = [int(np.prod([size[name] for name in group])) for group in groups]
-        for name, part in zip(_names(config, path), array if stacked else [array], strict=True):
-            tensors[name] = np.ascontiguousarray(part.transpose(order).reshape(shape))
-    return tensors
-
-
-def save(folder, config, variables, source):
-    """Write `variables` as a Hugging Face folder that `transformers` loads: weights, config.json, tokeniser files.
-
-    source: the folder the architecture came from; its config.json (with the dtype updated) and small files are copied.
-    Raises ValueError if its config.json describes another architecture.
-    """
-    from safetensors.numpy import save_file
-
-    values = read_config(source)
-    same = dict(dtype=config.dtype, param_dtype=config.param_dtype, remat=config.remat, lora_scale=config.lora_scale)
-    theirs = hf_config.from_hf(values, **same, tied_embeddings=config.tied_embeddings)
-    if theirs != config:
-        raise ValueError(f"{source} describes another architecture than the model to be saved")
-    if "lora" in variables:
-        raise ValueError("variables has adapters; merge them into the parameters before saving")
-    if hf_config.text_config(values) is not values:
-        raise ValueError(f"{source} is a model of text and images; only text models can be saved")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(Path(source).iterdir()):
-        if path.is_file() and path.suffix in (".json", ".model", ".jinja", ".txt") and "safetensors" not in path.name:
-            shutil.copyfile(path, folder / path.name)
-    tensors = to_tensors(config, variables)
-    values.pop("torch_dtype", None)
-    values["dtype"] = str(next(iter(tensors.values())).dtype)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

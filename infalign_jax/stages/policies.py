@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax.models import hf, lora
+from infalign_jax.models import hf_save, lora
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.stages.experiment import load_policy_variables, variable_shardings
 from infalign_jax.training import checkpoints, workdir
@@ -88,16 +88,15 @@ def describe(experiment, folder):
 def export(experiment, reference, trained, folder):
     """Writes the policy as a Hugging Face folder `hf`, and its adapters as a PEFT folder `adapter`, under `folder`.
 
-    Only for models that came from a Hugging Face folder: the architecture of others has no name there.
+    Only for models that came from a Hugging Face folder: the architecture of others has no name there. All processes of a
+    pod write; none holds the whole model.
     """
     source = experiment.config.model.path
     if not source:
         return
-    merged = meshes.fetch(jax.jit(lora.merge, static_argnums=0)(experiment.model, {**reference, **trained}))
-    adapters = meshes.fetch(trained)
-    if jax.process_index() > 0:
-        return
-    hf.save(folder / "hf", experiment.model, merged, source)
-    if "lora" in adapters:
+    merged = jax.jit(lora.merge, static_argnums=0)(experiment.model, {**reference, **trained})
+    hf_save.save(folder / "hf", experiment.model, merged, source)
+    adapters = meshes.fetch(trained) if "lora" in trained else {}
+    if adapters and jax.process_index() == 0:
         base = source if experiment.config.sft.steps == 0 else experiment.workdir / "sft" / "hf"
         lora.save(folder / "adapter", experiment.model, adapters["lora"], os.path.abspath(base))

@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from infalign_jax import load_policy, main
 from infalign_jax.data import chat
-from infalign_jax.models import hf, lora
+from infalign_jax.models import hf, hf_save, lora
 from infalign_jax.stages.classifier import classifier_reward
 from infalign_jax.training.mesh import make_mesh
 from tests import tiny
@@ -54,7 +54,7 @@ def test_adapters_and_merged_models_give_our_logits(name, tmp_path):
     adapters = tree.unflatten([rng.normal(size=x.shape).astype(np.float32) * 0.1 for x in start])
     policy = {**base, **adapters}
     lora.save(tmp_path / "adapter", config, adapters["lora"], tmp_path / "base")
-    hf.save(tmp_path / "merged", config, lora.merge(config, policy), tmp_path / "base")
+    hf_save.save(tmp_path / "merged", config, lora.merge(config, policy), tmp_path / "base")
 
     from infalign_jax.policy import _logits
 

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from infalign_jax.models import heads, hf, transformer
+from infalign_jax.models import heads, hf, hf_save, transformer
 from infalign_jax.sampling import sampler
 from tests.peers.families import FAMILIES, make
 
@@ -57,7 +57,7 @@ def test_logits_greedy_tokens_and_round_trip(name, tmp_path):
         mask = np.pad(mask, [(0, 0), (0, 1)], constant_values=True)
     np.testing.assert_array_equal(out.tokens_BRC[:, 0], tokens[:, _S:])
 
-    hf.save(tmp_path / "ours", config, variables, tmp_path / "theirs")
+    hf_save.save(tmp_path / "ours", config, variables, tmp_path / "theirs")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
     for (key, one), (other, two) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert key == other and torch.equal(one, two)
@@ -69,7 +69,8 @@ def test_bfloat16_is_bit_exact_in_storage_and_close_in_value(name, tmp_path):
     model = make(name, tmp_path / "theirs", dtype=torch.bfloat16, shard_size="20KB")
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
     config, variables = hf.load(tmp_path / "theirs", param_dtype="bfloat16")
-    hf.save(tmp_path / "ours", config, variables, tmp_path / "theirs")
+    hf_save.save(tmp_path / "ours", config, variables, tmp_path / "theirs", shard_bytes=20_000)
+    assert (tmp_path / "ours" / "model.safetensors.index.json").exists()
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.bfloat16)
     for one, two in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, two)
