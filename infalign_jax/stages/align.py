@@ -30,7 +30,7 @@ from infalign_jax.stages.experiment import (
     texts_of,
 )
 from infalign_jax.stages.policies import begin, describe, export, trained_shardings
-from infalign_jax.stages.reward import open_reward, score
+from infalign_jax.stages.reward import mean_reward, open_reward, score
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.loop import restore_or, train
 from infalign_jax.training.mesh import put_batch, replicated
@@ -92,7 +92,7 @@ def objective(model, variables, reference_variables, batch, shaping, beta, tails
     loss = shaping.loss_scale * policy_gradient_loss(log_probs_BRC, mask_BRC, returns_BR)
     return loss, {
         "loss": loss,
-        "reward": batch["rewards"].mean(),
+        "reward": mean_reward(batch["rewards"]),
         "calibrated": u_BR.mean(),
         "score": scores_BR.mean(),
         "kl": masked_sum(kl_BRC, mask_BRC).mean(),

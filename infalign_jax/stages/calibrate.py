@@ -12,7 +12,7 @@ from absl import logging
 from infalign_jax.core.diagnostics import uniformity_test
 from infalign_jax.reporting.progress import Progress
 from infalign_jax.stages.experiment import draw, encode_split, load_reference, open_experiment, texts_of
-from infalign_jax.stages.reward import open_reward, score
+from infalign_jax.stages.reward import mean_reward, open_reward, score
 from infalign_jax.training import workdir
 
 
@@ -107,7 +107,7 @@ def run(config):
                 _write(path, rewards=rewards_BR, ended=ended_BR)
             part = _read(path, ("rewards", "ended"))
             parts.append({name: array[: P - first] for name, array in part.items()})
-            bar.update(min(first + size, P), {"reward": part["rewards"].mean(), "cut": 1 - part["ended"].mean()})
+            bar.update(min(first + size, P), {"reward": mean_reward(part["rewards"]), "cut": 1 - part["ended"].mean()})
     rewards_PR, ended_PR = (np.concatenate([part[name] for part in parts]) for name in ("rewards", "ended"))
     rewards_PK, held_out_PH = np.split(rewards_PR, [config.calibrate.rollouts], axis=1)
     arrays = {"rewards": np.sort(rewards_PK, axis=1), "held_out": held_out_PH, "truncated": 1.0 - ended_PR.mean(1)}

@@ -5,6 +5,7 @@ import importlib
 import traceback
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.data.tokenize import encode_prompts, encode_responses
@@ -85,6 +86,15 @@ def score(reward, prompts, completions, ended, *, truncated, penalty, where):
     if truncated == "lowest":
         return np.where(cut, LOWEST, rewards)
     return rewards
+
+
+def mean_reward(rewards):
+    """Mean of the rewards a reward function gave, as a metric: cut responses under 'lowest' have none and are left out.
+
+    Of an array of any shape, NumPy's or traced; 0 if no response has a reward.
+    """
+    given = rewards > LOWEST
+    return (rewards * given).sum() / jnp.maximum(given.sum(), 1)
 
 
 def _as_numbers(values, where):
