@@ -76,7 +76,7 @@ def get_config():
     config.sft.clip_norm = 1.0  # global gradient norm
 
     config.reward_model = ConfigDict()
-    config.reward_model.steps = 400
+    config.reward_model.steps = 800
     config.reward_model.batch_size = 256  # preference pairs a step
     config.reward_model.learning_rate = 3e-3
     config.reward_model.clip_norm = 1.0
