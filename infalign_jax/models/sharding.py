@@ -1,8 +1,13 @@
-"""Logical names of every parameter's axes; `training` maps the names to the axes of a device mesh."""
+"""Logical names of every parameter's axes, which `training` maps to the axes of a device mesh, and where activations lie."""
 
+import math
 import re
 
 import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH = ("data", "fsdp")  # mesh axes along which activations are split by prompt
 
 # Path of a parameter within its layer (or the tree, for what is not stacked) -> names of its axes.
 _AXES = (
@@ -55,3 +60,31 @@ def logical_axes(variables):
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: axes_of(path_name(path).partition("/")[2], len(leaf.shape)), variables
     )
+
+
+def keep_batch_split(x, like, axis=0):
+    """`x` with its axis of prompts split over the mesh axes BATCH, as a constraint on GSPMD.
+
+    Without it GSPMD is free to follow the parameters instead: with those split over `fsdp` it gathers the whole batch on
+    every device rather than one layer's parameters. The identity, and so is its gradient.
+
+    Args:
+      x: array, or a tree of arrays, with prompts along `axis`.
+      like: a traced array whose type knows the mesh, such as an argument of the jitted function.
+      axis: of the prompts.
+
+    Returns:
+      x; unconstrained where there is no mesh, or where it does not divide the prompts.
+    """
+    mesh = jax.typeof(like).sharding.mesh
+    axes = tuple(name for name in BATCH if name in mesh.shape)
+    ways = math.prod(mesh.shape[name] for name in axes)
+
+    def constrain(x):
+        if ways == 1 or x.shape[axis] % ways:
+            return x
+        spec = [P.UNCONSTRAINED] * x.ndim
+        spec[axis] = axes
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
+
+    return jax.tree.map(constrain, x)

@@ -15,6 +15,7 @@ import numpy as np
 
 from infalign_jax.models import attention, rope
 from infalign_jax.models.layers import Layer, RMSNorm
+from infalign_jax.models.sharding import keep_batch_split
 
 _NO_WINDOW = 1 << 30
 _CHECKPOINT_POLICIES = {
@@ -69,7 +70,8 @@ def init(config, key):
 
 
 def _embed(config, variables, tokens):
-    x = variables["params"]["embed"]["embedding"][tokens].astype(jnp.dtype(config.dtype))
+    table = variables["params"]["embed"]["embedding"]
+    x = keep_batch_split(table[tokens].astype(jnp.dtype(config.dtype)), table)
     return x * jnp.asarray(config.embed_dim**0.5, x.dtype) if config.scale_embeddings else x
 
 

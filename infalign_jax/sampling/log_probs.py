@@ -1,20 +1,23 @@
 """Token log-probabilities, exact KL and entropy from hidden states, without ever forming logits for all tokens.
 
 The output head is applied to a few token slots at a time, and again in the backward pass, so that memory is that of
-one chunk of logits and not of [B, T, V].
+one chunk of logits and not of [B, T, V]. On a mesh every device does this with its own prompts, and the head is
+gathered once, not once a chunk.
 """
 
 import jax
 import jax.numpy as jnp
 
 from infalign_jax.models import transformer
+from infalign_jax.sampling.split_head import on_own_prompts, ways
 
 _CHUNK_BYTES = 32 << 20  # of float32 logits of one model, when the caller does not choose
+_SPLIT_CHUNK_BYTES = 512 << 20  # the same on each of several devices: accelerators, whose matmuls want many rows
 
 
-def chunk_slots(leading: int, num_slots: int, vocab_size: int) -> int:
-    """How many token slots to take at a time so that `leading`·slots·V logits stay near 32 MiB; between 1 and T."""
-    return max(1, min(num_slots, _CHUNK_BYTES // (4 * leading * vocab_size)))
+def chunk_slots(leading: int, num_slots: int, vocab_size: int, budget: int = _CHUNK_BYTES) -> int:
+    """How many token slots to take at a time so that `leading`·slots·V logits stay near `budget` bytes; from 1 to T."""
+    return max(1, min(num_slots, budget // (4 * leading * vocab_size)))
 
 
 def _over_chunks(function, arrays, chunk, remat):
@@ -41,30 +44,36 @@ def _over_chunks(function, arrays, chunk, remat):
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(num_chunks * chunk, *x.shape[2:])[:num_slots], 0, -1), outputs)
 
 
-def _chunk(config, targets, chunk):
+def _chunk(config, variables, targets, chunk):
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be a positive number of token slots")
-    *leading, num_slots = targets.shape
-    size = 1
-    for dimension in leading:
-        size *= dimension
-    return chunk_slots(size, num_slots, config.vocab_size) if chunk is None else min(chunk, num_slots)
+    num_slots = targets.shape[-1]
+    if chunk is not None:
+        return min(chunk, num_slots)
+    devices = ways(variables, targets.shape[0])
+    budget = _CHUNK_BYTES if devices == 1 else _SPLIT_CHUNK_BYTES
+    return chunk_slots(targets.size // num_slots // devices, num_slots, config.vocab_size, budget)
 
 
 def token_log_probs(config, variables, hidden, targets, *, chunk=None):
     """log π(target | context), float32 `[..., T]` in nats, of `targets [..., T]` given the `hidden [..., T, D]` before them.
 
     At temperature 1 over the full vocabulary, soft cap included. Differentiable in `variables` and `hidden`.
-    chunk: token slots (of the T) taken at a time; by default as many as keep one chunk's logits near 32 MiB.
+    chunk: token slots (of the T) taken at a time; by default as many as keep one chunk's logits near 32 MiB (512 MiB on
+    each device of a mesh).
     """
+    chunk = _chunk(config, variables, targets, chunk)
 
-    def log_probs(hidden, targets):
+    def log_probs(variables, hidden, targets):
         logits = transformer.unembed(config, variables, hidden)
         picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return picked - jax.nn.logsumexp(logits, axis=-1)
 
-    arrays = [(hidden, hidden.ndim - 2), (targets, targets.ndim - 1)]
-    return _over_chunks(log_probs, arrays, _chunk(config, targets, chunk), remat=True)
+    def own(heads, hidden, targets):
+        arrays = [(hidden, hidden.ndim - 2), (targets, targets.ndim - 1)]
+        return _over_chunks(lambda *parts: log_probs(*heads, *parts), arrays, chunk, remat=True)
+
+    return on_own_prompts(config, own, [variables], [hidden, targets])
 
 
 def token_statistics(config, policy_variables, reference_variables, hidden, reference_hidden, targets, *, chunk=None):
@@ -74,13 +83,17 @@ def token_statistics(config, policy_variables, reference_variables, hidden, refe
     the contexts given, not estimates from the sampled token. `hidden` and `reference_hidden` are `[..., T, D]`.
     Differentiable in all but the integer targets; wrap the reference in stop_gradient where it must not learn.
     """
+    chunk = _chunk(config, policy_variables, targets, chunk)
 
-    def statistics(hidden, reference_hidden, targets):
-        log_p = jax.nn.log_softmax(transformer.unembed(config, policy_variables, hidden))
-        log_q = jax.nn.log_softmax(transformer.unembed(config, reference_variables, reference_hidden))
+    def statistics(policy, reference, hidden, reference_hidden, targets):
+        log_p = jax.nn.log_softmax(transformer.unembed(config, policy, hidden))
+        log_q = jax.nn.log_softmax(transformer.unembed(config, reference, reference_hidden))
         p = jnp.exp(log_p)
         pick = lambda x: jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]  # noqa: E731
         return pick(log_p), pick(log_q), jnp.sum(p * (log_p - log_q), -1), -jnp.sum(p * log_p, -1)
 
-    arrays = [(hidden, hidden.ndim - 2), (reference_hidden, hidden.ndim - 2), (targets, targets.ndim - 1)]
-    return _over_chunks(statistics, arrays, _chunk(config, targets, chunk), remat=True)
+    def own(heads, hidden, reference_hidden, targets):
+        arrays = [(hidden, hidden.ndim - 2), (reference_hidden, hidden.ndim - 2), (targets, targets.ndim - 1)]
+        return _over_chunks(lambda *parts: statistics(*heads, *parts), arrays, chunk, remat=True)
+
+    return on_own_prompts(config, own, [policy_variables, reference_variables], [hidden, reference_hidden, targets])

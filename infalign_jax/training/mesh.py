@@ -5,11 +5,13 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from infalign_jax.models.sharding import BATCH
+
 AXES = ("data", "fsdp", "tensor")
 
 # Logical axis of a parameter or activation -> mesh axes. `fsdp` shards parameters and, like `data`, the batch.
 RULES = {
-    "batch": ("data", "fsdp"),
+    "batch": BATCH,
     "embed": "fsdp",
     "vocab": "tensor",
     "heads": "tensor",
