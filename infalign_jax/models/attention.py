@@ -60,18 +60,18 @@ def attend_prompt(q_BSGMH, k_BGHS, v_BGHS, valid_BS, window, soft_cap):
     return (out / total[..., None]).transpose(0, 2, 1, 3, 4)
 
 
-def attend_completion(q_BRCGMH, prompt_kv, own_kv, valid_BS, first_slot, window, soft_cap):
+def attend_completion(q_BRCGMH, prompt_kv, own_kv, valid_BS, first_slot, window, soft_cap, held_K=None):
     """Attention of completion tokens to their prompt and to their own past -> float32 `[B, R, C, G, M, H]`.
 
-    prompt_kv   keys and values `[B, G, H, S]`, common to the R rollouts
-    own_kv      keys `[B, R, G, H, K]` and values `[B, R, G, K, H]` of completion slots 0..K-1
+    prompt_kv   keys and values `[B, G, H, S]`, common to the R rollouts; the prompt's last S slots may be all there is
+    own_kv      keys `[B, R, G, H, K]` and values `[B, R, G, K, H]` of completion slots 0..K-1, or of slots held_K
     first_slot  the completion slot of the first query (0 in training, the step in decoding)
     """
     num_queries = q_BRCGMH.shape[2]
-    prompt_slots, own_slots = prompt_kv[0].shape[-1], own_kv[0].shape[-1]
+    prompt_slots = prompt_kv[0].shape[-1]
     queries = first_slot + jnp.arange(num_queries)
     mask_BCS = _visible(prompt_slots + queries[:, None] - jnp.arange(prompt_slots), window) & valid_BS[:, None, :]
-    mask_CK = _visible(queries[:, None] - jnp.arange(own_slots), window)
+    mask_CK = _visible(queries[:, None] - (jnp.arange(own_kv[0].shape[-1]) if held_K is None else held_K), window)
 
     scores = jnp.einsum("brcgmh,bghs->bgrcms", q_BRCGMH, prompt_kv[0], preferred_element_type=jnp.float32)
     prompt = _part(scores, prompt_kv[1], mask_BCS[:, None, None, :, None, :], soft_cap, "bgrcms,bghs->bgrcmh")

@@ -7,13 +7,14 @@ are those after the final norm; `unembed` turns them into logits. All of it is d
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.models import attention, rope
+from infalign_jax.models import cache as caches
+from infalign_jax.models.cache import Cache, empty_completion_cache  # noqa: F401  (what `decode` takes)
 from infalign_jax.models.layers import Layer, RMSNorm
 from infalign_jax.models.sharding import keep_batch_split
 
@@ -22,16 +23,6 @@ _CHECKPOINT_POLICIES = {
     "layer": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-
-class Cache(NamedTuple):
-    """Keys (rotated) and values of every layer, in the layouts that `attention` wants.
-
-    Of prompts both `[L, B, G, H, S]`; of completions `[L, B, R, G, H, C]` and `[L, B, R, G, C, H]`.
-    """
-
-    keys: jax.Array
-    values: jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -92,10 +83,10 @@ def unembed(config, variables, hidden):
 
 
 def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unroll=1):
-    """All layers over tokens X of each prompt -> (x_BXD, cache, what `attend` emitted, stacked over layers).
+    """All layers over tokens X of each prompt -> (x_BXD, cache).
 
-    `attend(cache, layer, window, q, k, v) -> (out, (cache, emitted))`; `cache` travels in the carry, so that a decode
-    step writes one slot of it in place.
+    `attend(cache, layer, window, q, k, v) -> (out, cache)`; `cache` travels in the carry, so that a decode step writes
+    one slot of it in place.
     """
     cos, sin = rope.rotations(config, positions_BX)
     is_local = np.array(config.is_local)
@@ -105,18 +96,17 @@ def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unr
         x, cache = carry
         layer_variables, layer, window, kind = inputs
         cos_BXh, sin_BXh = (table[0] if kind is None else table[kind] for table in (cos, sin))
-        x, (cache, emitted) = Layer(config).apply(
+        carry = Layer(config).apply(
             layer_variables, x, cos_BXh, sin_BXh, lambda q, k, v: attend(cache, layer, window, q, k, v)
         )
-        return (x, cache), emitted
+        return carry, None
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=_CHECKPOINT_POLICIES[config.remat], prevent_cse=False)
     stacked = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
     kinds = is_local.astype(np.int32) if cos.shape[0] == 2 else None
     inputs = (stacked, np.arange(config.num_layers, dtype=np.int32), windows, kinds)
-    (x_BXD, cache), emitted = jax.lax.scan(body, (x_BXD, cache), inputs, unroll=unroll)
-    return x_BXD, cache, emitted
+    return jax.lax.scan(body, (x_BXD, cache), inputs, unroll=unroll)[0]
 
 
 def _positions(lengths_B, num_slots):
@@ -129,36 +119,32 @@ def _slots_last(x):
     return jnp.moveaxis(x, -3, -1)
 
 
-def _prompt_pass(config, variables, tokens_BS, lengths_B, emit):
+def _prompt_pass(config, variables, tokens_BS, lengths_B, cache=None):
     num_slots = tokens_BS.shape[1]
     valid_BS = attention.valid_slots(lengths_B, num_slots)
 
     def attend(cache, layer, window, q, k, v):
         k, v = _slots_last(k), _slots_last(v)
         out = attention.attend_prompt(q, k, v, valid_BS, window, config.attention_soft_cap)
-        return out, (cache, Cache(k, v) if emit else None)
+        if cache is not None:
+            cache = Cache(*(caches.write(config, x, layer, y, -1) for x, y in zip(cache, (k, v), strict=True)))
+        return out, cache
 
     x = _embed(config, variables, tokens_BS)
-    x, _, cache = _scan_layers(config, variables, x, _positions(lengths_B, num_slots), attend)
-    return x, cache
+    return _scan_layers(config, variables, x, _positions(lengths_B, num_slots), attend, cache)
 
 
 def forward(config, variables, tokens_BT, lengths_B):
     """Hidden states `[B, T, D]` of left-padded sequences; the state of slot t depends on slots 0..t only."""
-    x, _ = _prompt_pass(config, variables, tokens_BT, lengths_B, emit=False)
+    x, _ = _prompt_pass(config, variables, tokens_BT, lengths_B)
     return _final_norm(config, variables, x)
 
 
 def prefill(config, variables, prompt_tokens_BS, prompt_lengths_B):
     """One pass over the prompts -> (hidden `[B, D]` of each prompt's last token, the prompts' `Cache`)."""
-    x, cache = _prompt_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, emit=True)
+    empty = caches.empty_prompt_cache(config, *prompt_tokens_BS.shape)
+    x, cache = _prompt_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, empty)
     return _final_norm(config, variables, x[:, -1]), cache
-
-
-def empty_completion_cache(config, num_prompts: int, rollouts: int, slots: int, dtype=None):
-    """A zeroed completion `Cache` with room for `slots` tokens a rollout, in `dtype` (config.dtype by default)."""
-    shape, dtype = (config.num_layers, num_prompts, rollouts, config.num_kv_heads), jnp.dtype(dtype or config.dtype)
-    return Cache(jnp.zeros((*shape, config.head_dim, slots), dtype), jnp.zeros((*shape, slots, config.head_dim), dtype))
 
 
 def decode(
@@ -169,31 +155,28 @@ def decode(
     slots: how many completion slots to attend to, static; it must exceed `step`. By default all there are.
     """
     num_prompts, rollouts = tokens_BR.shape
-    slots = completion_cache.keys.shape[-1] if slots is None else slots
-    valid_BS = attention.valid_slots(prompt_lengths_B, prompt_cache.keys.shape[-1])
-    dtype = jnp.dtype(config.dtype)
-
-    def write(cache, layer, x_BRGH, slot_axis):
-        x = jnp.expand_dims(x_BRGH[None], slot_axis).astype(cache.dtype)
-        start = [layer, 0, 0, 0, 0, 0]
-        start[slot_axis] = step
-        return jax.lax.dynamic_update_slice(cache, x, start)
-
-    def read(cache, layer, *last_two):
-        shape = (1, *cache.shape[1:-2], *last_two)
-        return jax.lax.dynamic_slice(cache, (layer, *[0] * (cache.ndim - 1)), shape)[0].astype(dtype)
+    slots = max(x.shape[-1] for x in completion_cache.keys) if slots is None else slots
+    dtype, is_local = jnp.dtype(config.dtype), jnp.asarray(config.is_local)
 
     def attend(cache, layer, window, q, k, v):
-        cache = Cache(write(cache.keys, layer, k, 5), write(cache.values, layer, v, 4))
-        prompt_kv = [read(x, layer, *x.shape[-2:]) for x in prompt_cache]
-        own_kv = (read(cache.keys, layer, config.head_dim, slots), read(cache.values, layer, slots, config.head_dim))
-        cap = config.attention_soft_cap
-        out = attention.attend_completion(q[:, :, None], prompt_kv, own_kv, valid_BS, step, window, cap)
-        return out[:, :, 0], (cache, None)
+        keys = caches.write(config, cache.keys, layer, k[..., None], -1, step)
+        values = caches.write(config, cache.values, layer, v[..., None, :], -2, step)
+
+        def attend_as(kind):
+            prompt_kv = [caches.read(config, x, layer, kind, -1, _NO_WINDOW, dtype) for x in prompt_cache]
+            own_kv = [caches.read(config, x, layer, kind, axis, slots, dtype) for x, axis in ((keys, -1), (values, -2))]
+            valid_BS = attention.valid_slots(prompt_lengths_B, prompt_kv[0].shape[-1])
+            held_K = caches.tokens_held(keys, kind, -1, step, slots)
+            cap = config.attention_soft_cap
+            return attention.attend_completion(q[:, :, None], prompt_kv, own_kv, valid_BS, step, window, cap, held_K)
+
+        branches = [functools.partial(attend_as, kind) for kind in caches.kinds(prompt_cache, cache)]
+        out = branches[0]() if len(branches) == 1 else jax.lax.cond(is_local[layer], *branches[::-1])
+        return out[:, :, 0], Cache(keys, values)
 
     positions_BR = jnp.broadcast_to((prompt_lengths_B + step)[:, None], (num_prompts, rollouts))
     x_BRD = _embed(config, variables, tokens_BR)
-    x_BRD, completion_cache, _ = _scan_layers(
+    x_BRD, completion_cache = _scan_layers(
         config, variables, x_BRD, positions_BR, attend, completion_cache, unroll=unroll
     )
     return _final_norm(config, variables, x_BRD), completion_cache
@@ -218,17 +201,17 @@ def _shared_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, completi
         prompt_kv = (_slots_last(k_prompt), _slots_last(v_prompt))
         out_prompt = attention.attend_prompt(q_prompt, *prompt_kv, valid_BS, window, cap)
         if length == 0:  # completions of one token are predicted from the prompt alone
-            return out_prompt, (cache, None)
+            return out_prompt, cache
         own_kv = (_slots_last(k_own), jnp.swapaxes(v_own, -3, -2))
         out_own = attention.attend_completion(q_own, prompt_kv, own_kv, valid_BS, 0, window, cap)
         out = jnp.concatenate([out_prompt, out_own.reshape(num_prompts, rollouts * length, *q.shape[2:])], axis=1)
-        return out, (cache, None)
+        return out, cache
 
     flat = (num_prompts, rollouts * length)
     tokens_BX = jnp.concatenate([prompt_tokens_BS, completion_tokens_BRC.reshape(flat)], axis=1)
     own = jnp.broadcast_to(prompt_lengths_B[:, None, None] + jnp.arange(length), completion_tokens_BRC.shape)
     positions_BX = jnp.concatenate([_positions(prompt_lengths_B, num_slots), own.reshape(flat)], axis=1)
-    x, _, _ = _scan_layers(config, variables, _embed(config, variables, tokens_BX), positions_BX, attend)
+    x, _ = _scan_layers(config, variables, _embed(config, variables, tokens_BX), positions_BX, attend)
     return split(x)
 
 
