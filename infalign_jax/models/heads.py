@@ -13,11 +13,11 @@ def init(config, key):
     return add_head(config, transformer.init(config, trunk_key), head_key)
 
 
-def add_head(config, variables, key):
+def add_head(config, variables, key, bias=0.0):
     """The same trunk with a fresh head, so that a reward model can start from a trained policy."""
     dtype = jnp.dtype(config.param_dtype)
     kernel = jax.random.normal(key, (config.embed_dim,), dtype) * config.embed_dim**-0.5
-    head = {"kernel": kernel, "bias": jnp.zeros((), dtype)}
+    head = {"kernel": kernel, "bias": jnp.asarray(bias, dtype)}
     return {**variables, "params": {**variables["params"], "reward_head": head}}
 
 
@@ -32,17 +32,28 @@ def reward(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tok
         config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tokens_BRC
     )
     last_BR11 = jnp.maximum(completion_lengths_BR - 1, 0)[:, :, None, None]
-    hidden_BRD = jnp.take_along_axis(hidden_BRCD, last_BR11, axis=2)[:, :, 0].astype(jnp.float32)
+    hidden_BRD = jnp.take_along_axis(hidden_BRCD, last_BR11, axis=2)[:, :, 0]
+    return jnp.where(completion_lengths_BR > 0, _scalar(variables, hidden_BRD), jnp.nan)
+
+
+def values(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tokens_BRC):
+    """The scalar `[B, R, C]`, float32, of the same head AT every completion token: `reward` of each prefix.
+
+    What a prefix scorer says of responses that are not finished. Differentiable in `variables`.
+    """
+    prompt = prompt_tokens_BS, prompt_lengths_B
+    return _scalar(variables, transformer.completion_states(config, variables, *prompt, completion_tokens_BRC))
+
+
+def _scalar(variables, hidden):
+    """The head on hidden states `[..., D]`, float32 `[...]`."""
     head = jax.tree.map(lambda x: x.astype(jnp.float32), variables["params"]["reward_head"])
-    rewards_BR = hidden_BRD @ head["kernel"] + head["bias"]
-    return jnp.where(completion_lengths_BR > 0, rewards_BR, jnp.nan)
+    return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]
 
 
 def score(config, variables, tokens_BT, lengths_B):
     """Rewards `[B]`, float32, of left-padded whole texts: the head on the hidden state AT each text's last token."""
-    hidden_BD = transformer.forward(config, variables, tokens_BT, lengths_B)[:, -1].astype(jnp.float32)
-    head = jax.tree.map(lambda x: x.astype(jnp.float32), variables["params"]["reward_head"])
-    return hidden_BD @ head["kernel"] + head["bias"]
+    return _scalar(variables, transformer.forward(config, variables, tokens_BT, lengths_B)[:, -1])
 
 
 def add_quantile_head(config, variables, quantiles_M, scale):
