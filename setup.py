@@ -45,6 +45,9 @@ EXTRAS = {
     ],  # checkpoints, tokenisers and chat templates of HF folders
     "notebooks": ["notebook>=7", "ipykernel>=6.29", "pandas>=2.2"],
     "tensorboard": ["tensorboardX>=2.6.4"],
+    "parquet": ["pyarrow>=15"],  # `infalign score` and tables on disk in Parquet
+    "trl": ["trl>=1.16", "transformers>=5.23", "torch>=2.13", "datasets>=4"],  # tests/peers/test_trl.py
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],  # the site: mkdocs build --strict
     "parity": ["torch>=2.13", "transformers>=5.23", "peft>=0.21"],  # what tests/peers compares with, on the CPU
 }
 EXTRAS["dev"] = sorted({*TEST, *EXTRAS["hf"], *EXTRAS["notebooks"], *EXTRAS["tensorboard"], "build>=1.2"})
