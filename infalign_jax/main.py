@@ -23,6 +23,7 @@ TOOLS = {
     "doctor": "infalign_jax.doctor",
     "generate": "infalign_jax.generate",
     "score": "infalign_jax.score",
+    "frontier": "infalign_jax.frontier_table",
 }
 COMMANDS = ("run", *STAGES, *TOOLS)
 PAGE = """infalign: inference-aware alignment of language models
@@ -42,6 +43,7 @@ commands
   doctor         versions, devices, memory, disk, and what a config would run
   generate       responses of a policy, standard, best-of-N or worst-of-N, with rewards, as JSON lines
   score          calibrated and transformed rewards, from files of rewards alone
+  frontier       win rate against KL of every transform for a procedure, and the optimum, from theory
 
 flags
   --config FILE            the recipe, a Python file with get_config(), such as configs/quickstart.py
