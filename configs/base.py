@@ -123,6 +123,7 @@ def get_config():
     config.align.seeds = (0,)  # training seeds; every method is trained once with each, results pool prompts and seeds
     config.align.steps = 150
     config.align.prompts_per_step = 64  # B
+    config.align.microbatches = 1  # parts of a step's prompts whose gradients are summed one after the other; divides B
     config.align.rollouts = 8  # R, rollouts per prompt and step, >= 2
     config.align.learning_rate = 2e-3  # Adam, constant, then linear to 0
     config.align.decay = 0.7  # fraction of the steps over which the learning rate falls to 0

@@ -32,6 +32,7 @@ from infalign_jax.stages.experiment import (
 from infalign_jax.stages.policies import begin, describe, export, trained_shardings
 from infalign_jax.stages.reward import mean_reward, open_reward, score
 from infalign_jax.training import checkpoints, workdir
+from infalign_jax.training.accumulation import accumulate
 from infalign_jax.training.loop import restore_or, train
 from infalign_jax.training.mesh import put_batch, replicated
 from infalign_jax.training.state import adam, apply_gradients, constant_then_linear, init_state, state_shardings
@@ -102,27 +103,44 @@ def objective(model, variables, reference_variables, batch, shaping, beta, tails
     }
 
 
-def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat"):
+def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat", microbatches=1):
     """The jitted step `(state, reference_variables, batch, shaping) -> (state, metrics)`; the state is donated.
 
     Everything between reward and update happens inside it: calibration, transform, leave-one-out advantage, gradient,
-    optimiser and the controller of beta. Shardings follow the arguments.
+    optimiser and the controller of beta. Shardings follow the arguments. With several microbatches the gradient is the
+    mean of theirs, the same up to rounding, and activations are kept for one at a time.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, reference_variables, batch, shaping):
         beta = jnp.exp(state.log_beta)
 
-        def loss_fn(variables):
+        def loss_fn(variables, batch):
             return objective(model, variables, reference_variables, batch, shaping, beta, tails)
 
-        gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.variables)
+        gradients, metrics = accumulate(jax.grad(loss_fn, has_aux=True), state.variables, batch, microbatches)
         rate = jnp.where(state.step >= kl_warmup, kl_rate, 0.0)
         log_beta = steer_log_beta(state.log_beta, metrics["kl"], target_kl, rate)
         state, norm = apply_gradients(state, gradients, optimizer, log_beta)
         return state, {**metrics, "beta": beta, "gradient_norm": norm}
 
     return step
+
+
+def build(config, model):
+    """(optimizer, step) of stage align, from a resolved config."""
+    section = config.align
+    optimizer = adam(constant_then_linear(section.learning_rate, section.steps, section.decay), section.clip_norm)
+    step = make_step(
+        model,
+        optimizer,
+        target_kl=section.target_kl * section.kl_margin,
+        kl_rate=section.kl_rate,
+        kl_warmup=section.kl_warmup,
+        tails=config.calibrate.tails,
+        microbatches=section.microbatches,
+    )
+    return optimizer, step
 
 
 def method_shaping(method, table_PK, target_kl):
@@ -165,15 +183,7 @@ def run(config):
     experiment, section = open_experiment(config), config.align
     table = load_table(config, experiment.workdir / "calibrate")
     check_uniform(table, config.calibrate.mismatch)
-    optimizer = adam(constant_then_linear(section.learning_rate, section.steps, section.decay), section.clip_norm)
-    step = make_step(
-        experiment.model,
-        optimizer,
-        target_kl=section.target_kl * section.kl_margin,
-        kl_rate=section.kl_rate,
-        kl_warmup=section.kl_warmup,
-        tails=config.calibrate.tails,
-    )
+    optimizer, step = build(config, experiment.model)
     prompts, predicted = encode_split(experiment, "train"), config.calibrate.source == "amortized"
     inputs = Inputs(
         experiment,

@@ -74,6 +74,7 @@ RULES = {
         "seeds": tuple_of(whole(0), least=1),
         "steps": whole(1),
         "prompts_per_step": whole(1),
+        "microbatches": whole(1),
         "rollouts": whole(2),
         "learning_rate": real(0, open_low=True),
         "decay": real(0, 1),
@@ -183,6 +184,11 @@ def _check_together(config):
     if (free := [axis for axis, size in config.mesh.items() if size == -1])[1:]:
         raise ValueError(
             f"config.mesh.{free[0]} and config.mesh.{free[1]} are -1; only one axis can take all devices left"
+        )
+    if config.align.prompts_per_step % config.align.microbatches:
+        raise ValueError(
+            f"config.align.microbatches is {config.align.microbatches}; it must divide config.align.prompts_per_step "
+            f"({config.align.prompts_per_step})"
         )
     section = config.evaluate
     for key in ("best_of", "worst_of"):
