@@ -1,7 +1,7 @@
 """Rollouts: one prefill a prompt, then a decode loop over all its rollouts that stops when the last has ended."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,17 @@ class Rollouts(NamedTuple):
     ended_BR: jax.Array
 
 
-class _State(NamedTuple):
+class Begun(NamedTuple):
+    """What a decode loop reads and leaves as it is: the prompts' cache and lengths, and the random numbers."""
+
+    prompt_cache: transformer.Cache
+    prompt_lengths_B: jax.Array
+    uniforms_CBR2: jax.Array
+
+
+class State(NamedTuple):
+    """What a decode loop carries: the next token's number, the states that predict it, and all that was drawn."""
+
     step: jax.Array
     hidden_BRD: jax.Array
     cache: transformer.Cache
@@ -79,6 +89,30 @@ def sample(
 
     Compiled once for each shape and set of options. Raises ValueError for an empty prompt or an option out of range.
     """
+    how = check(
+        config, prompt_tokens_BS, prompt_lengths_B, rollouts=rollouts, max_tokens=max_tokens, eos_ids=eos_ids,
+        pad_id=pad_id, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, cache_dtype=cache_dtype,
+    )  # fmt: skip
+    return _sample(how, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key)
+
+
+class How(NamedTuple):
+    """The static arguments of sampling, checked; what `sample` is compiled for."""
+
+    config: Any
+    rollouts: int
+    max_tokens: int
+    eos_ids: tuple
+    pad_id: int
+    filters: tuple  # temperature, top_k, top_p, min_p
+    cache_dtype: str | None
+
+
+def check(
+    config, prompt_tokens_BS, prompt_lengths_B, *, rollouts, max_tokens, eos_ids, pad_id=0, temperature=1.0,
+    top_k=None, top_p=None, min_p=None, cache_dtype=None,
+) -> How:  # fmt: skip
+    """The arguments of `sample` as a `How`. Raises ValueError naming the first that is out of range."""
     check_prompts(prompt_tokens_BS, prompt_lengths_B)
     filters.check(temperature, top_k, top_p, min_p)
     for name, value in (("rollouts", rollouts), ("max_tokens", max_tokens)):
@@ -87,17 +121,9 @@ def sample(
     for name, ids in (("eos_ids", eos_ids), ("pad_id", (pad_id,))):
         if any(not 0 <= i < config.vocab_size for i in ids):
             raise ValueError(f"{name} is {ids}; token ids run from 0 to {config.vocab_size - 1}")
+    eos_ids = tuple(int(i) for i in eos_ids)
     options = (float(temperature), top_k, top_p, min_p)
-    return _sample(
-        config.replace(remat="none"),
-        (rollouts, max_tokens, tuple(int(i) for i in eos_ids), int(pad_id), cache_dtype),
-        options,
-        variables,
-        prompt_tokens_BS,
-        prompt_lengths_B,
-        row_ids_B,
-        key,
-    )
+    return How(config.replace(remat="none"), rollouts, max_tokens, eos_ids, int(pad_id), options, cache_dtype)
 
 
 def block_ends(max_tokens: int) -> list[int]:
@@ -126,45 +152,54 @@ def _draw(options, logits, uniforms):
     return tokens, picked - jax.nn.logsumexp(logits, axis=-1), sampling_log_probs
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sample(config, sizes, options, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key):
-    rollouts, max_tokens, eos_ids, pad_id, cache_dtype = sizes
-    num_prompts = prompt_tokens_BS.shape[0]
+def begin(how, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key):
+    """Reads the prompts and draws the random numbers -> (`Begun`, the first `State`)."""
+    config, num_prompts = how.config, prompt_tokens_BS.shape[0]
     hidden_BD, prompt_cache = transformer.prefill(config, variables, prompt_tokens_BS, prompt_lengths_B)
-    uniforms_CBR2 = categorical.uniforms(key, row_ids_B, rollouts, max_tokens)
-
-    def write(array_BRC, x_BR, step):
-        return jax.lax.dynamic_update_slice(array_BRC, x_BR[..., None].astype(array_BRC.dtype), (0, 0, step))
-
-    def draw(step, hidden_BRD, done):
-        logits_BRV = transformer.unembed(config, variables, hidden_BRD)
-        tokens_BR, *log_probs = _draw(options, logits_BRV, uniforms_CBR2[step])
-        live_BR = ~done.ended_BR
-        tokens_BR = jnp.where(live_BR, tokens_BR, pad_id)
-        is_eos_BR = jnp.isin(tokens_BR, jnp.array(eos_ids, jnp.int32)) if eos_ids else jnp.zeros_like(live_BR)
-        columns = (tokens_BR, live_BR, *[jnp.where(live_BR, x, 0.0) for x in log_probs])
-        arrays = [write(array, x, step) for array, x in zip(done[:4], columns, strict=True)]
-        return tokens_BR, Rollouts(*arrays, done.ended_BR | (live_BR & is_eos_BR))
-
-    def body(slots, state):
-        tokens_BR, done = draw(state.step, state.hidden_BRD, state.rollouts)
-        hidden_BRD, cache = transformer.decode(
-            config, variables, tokens_BR, state.step, prompt_lengths_B, prompt_cache, state.cache, slots=slots
-        )
-        return _State(state.step + 1, hidden_BRD, cache, done)
-
-    shape = (num_prompts, rollouts, max_tokens)
+    uniforms_CBR2 = categorical.uniforms(key, row_ids_B, how.rollouts, how.max_tokens)
+    shape = (num_prompts, how.rollouts, how.max_tokens)
     zeros = jnp.zeros(shape, jnp.float32)
-    done = Rollouts(jnp.full(shape, pad_id, jnp.int32), zeros, zeros, zeros, jnp.zeros(shape[:2], bool))
-    hidden_BRD = jnp.broadcast_to(hidden_BD[:, None], (num_prompts, rollouts, config.embed_dim))
-    cache = transformer.empty_completion_cache(config, num_prompts, rollouts, max_tokens, cache_dtype)
-    state = _State(jnp.int32(0), hidden_BRD, cache, done)
-    for end in block_ends(max_tokens):
+    done = Rollouts(jnp.full(shape, how.pad_id, jnp.int32), zeros, zeros, zeros, jnp.zeros(shape[:2], bool))
+    hidden_BRD = jnp.broadcast_to(hidden_BD[:, None], (num_prompts, how.rollouts, config.embed_dim))
+    cache = transformer.empty_completion_cache(config, *shape, how.cache_dtype)
+    return Begun(prompt_cache, prompt_lengths_B, uniforms_CBR2), State(jnp.int32(0), hidden_BRD, cache, done)
+
+
+def draw(how, variables, begun, state):
+    """One more token of every rollout that has not ended -> (tokens `[B, R]`, `Rollouts` with them)."""
+    done = state.rollouts
+
+    def write(array_BRC, x_BR):
+        return jax.lax.dynamic_update_slice(array_BRC, x_BR[..., None].astype(array_BRC.dtype), (0, 0, state.step))
+
+    logits_BRV = transformer.unembed(how.config, variables, state.hidden_BRD)
+    tokens_BR, *log_probs = _draw(how.filters, logits_BRV, begun.uniforms_CBR2[state.step])
+    live_BR = ~done.ended_BR
+    tokens_BR = jnp.where(live_BR, tokens_BR, how.pad_id)
+    is_eos_BR = jnp.isin(tokens_BR, jnp.array(how.eos_ids, jnp.int32)) if how.eos_ids else jnp.zeros_like(live_BR)
+    columns = (tokens_BR, live_BR, *[jnp.where(live_BR, x, 0.0) for x in log_probs])
+    arrays = [write(array, x) for array, x in zip(done[:4], columns, strict=True)]
+    return tokens_BR, Rollouts(*arrays, done.ended_BR | (live_BR & is_eos_BR))
+
+
+def advance(how, slots, variables, begun, state, stop):
+    """Draws and reads tokens up to number `stop`, or until every rollout has ended; attends to `slots` of them."""
+
+    def body(state):
+        tokens_BR, done = draw(how, variables, begun, state)
+        hidden_BRD, cache = transformer.decode(
+            how.config, variables, tokens_BR, state.step, begun.prompt_lengths_B, begun.prompt_cache, state.cache,
+            slots=slots,
+        )  # fmt: skip
+        return State(state.step + 1, hidden_BRD, cache, done)
+
+    return jax.lax.while_loop(lambda state: (state.step < stop) & ~state.rollouts.ended_BR.all(), body, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(how, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key):
+    begun, state = begin(how, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key)
+    for end in block_ends(how.max_tokens):
         # The last token is drawn but never read, hence the loops stop one short of max_tokens.
-        stop = min(end, max_tokens - 1)
-        state = jax.lax.while_loop(
-            lambda state, stop=stop: (state.step < stop) & ~state.rollouts.ended_BR.all(),
-            functools.partial(body, end),
-            state,
-        )
-    return draw(jnp.int32(max_tokens - 1), state.hidden_BRD, state.rollouts)[1]
+        state = advance(how, end, variables, begun, state, min(end, how.max_tokens - 1))
+    return draw(how, variables, begun, state._replace(step=jnp.int32(how.max_tokens - 1)))[1]
