@@ -30,6 +30,7 @@ TEST = [
     "scipy>=1.12",  # independent quadrature and statistics
     "nbmake>=1.5",  # the notebooks are tests
     "ipykernel>=6.29",
+    "pandas>=2.2",  # tables of the notebooks
     "ruff>=0.6",
     "jinja2>=3.1.6",  # chat templates, which are strangers' code: older sandboxes leak
     "tokenizers>=0.20",  # tokenizer.json
