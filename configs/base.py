@@ -71,7 +71,7 @@ def get_config():
 
     config.sft = ConfigDict()
     config.sft.steps = 200  # 0, with a model.path: that model is the reference policy as it is
-    config.sft.batch_size = 256  # demonstrations a step
+    config.sft.batch_size = 128  # demonstrations a step
     config.sft.learning_rate = 3e-3  # peak; 5 % linear warm-up, cosine to 10 %
     config.sft.clip_norm = 1.0  # global gradient norm
 
@@ -112,6 +112,16 @@ def get_config():
     config.amortize.held_out = 128  # reference rollouts per held-out prompt by which all calibrations are judged, >= 3
     config.amortize.leave_out = False  # also train without each group of prompts, and measure on that group
 
+    config.prefix_scorer = ConfigDict()
+    config.prefix_scorer.enabled = False  # whether `run` includes it: what `generate --procedure "blockwise(K, M)"` needs
+    config.prefix_scorer.target = "calibrated"  # what a prefix predicts of its response: 'calibrated' (u) or 'reward'
+    config.prefix_scorer.rollouts = 16  # reference responses per training prompt to learn from
+    config.prefix_scorer.steps = 300
+    config.prefix_scorer.batch_size = 32  # prompts a step, each with all its responses
+    config.prefix_scorer.learning_rate = 1e-3
+    config.prefix_scorer.clip_norm = 1.0
+    config.prefix_scorer.held_out = 16  # responses per held-out prompt by which it is judged
+
     config.align = ConfigDict()
     config.align.methods = (
         "raw",
@@ -121,7 +131,7 @@ def get_config():
         "exponential(-5)",
     )  # compared by `run`
     config.align.seeds = (0,)  # training seeds; every method is trained once with each, results pool prompts and seeds
-    config.align.steps = 150
+    config.align.steps = 120
     config.align.prompts_per_step = 64  # B
     config.align.microbatches = 1  # parts of a step's prompts whose gradients are summed one after the other; divides B
     config.align.rollouts = 8  # R, rollouts per prompt and step, >= 2

@@ -70,6 +70,7 @@ def plan(config, workdir=""):
         "reward-model": f"{config.reward_model.steps} steps of {config.reward_model.batch_size} pairs",
         "calibrate": f"{config.calibrate.rollouts} rollouts for each training prompt",
         "amortize": f"{config.amortize.steps} steps of {config.amortize.batch_size} prompts with their rows of the table",
+        "prefix-scorer": f"{config.prefix_scorer.rollouts} rollouts for each training prompt, {config.prefix_scorer.steps} steps",
         "align": f"{len(section.methods)} methods ({', '.join(section.methods)}), {section.steps} steps of "
         f"{section.prompts_per_step} prompts x {section.rollouts} rollouts, KL {section.target_kl} nats",
         "evaluate": f"{config.evaluate.samples} responses to each held-out prompt, several times for each method",

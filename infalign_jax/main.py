@@ -14,6 +14,7 @@ STAGES = {
     "reward-model": "infalign_jax.stages.reward_model",
     "calibrate": "infalign_jax.stages.calibrate",
     "amortize": "infalign_jax.stages.amortize",
+    "prefix-scorer": "infalign_jax.stages.prefix_scorer",
     "align": "infalign_jax.stages.align",
     "evaluate": "infalign_jax.stages.evaluate",
 }
@@ -37,11 +38,12 @@ commands
   reward-model   a reward model, and a judge, from preference pairs, where the config asks for learned ones
   calibrate      rollouts of the reference policy, scored: the table that calibrates rewards
   amortize       a head that predicts each prompt's table from the prompt; `run` includes it if config.amortize.enabled
+  prefix-scorer  a head that says how an unfinished response ends; `run` includes it if config.prefix_scorer.enabled
   align          one policy per method of config.align.methods, each with its reward transform
   evaluate       win rates of all methods at equal KL, tables, figures and report.html
   status DIR     what is done in a workdir, what runs or failed, and how to go on
   doctor         versions, devices, memory, disk, and what a config would run
-  generate       responses of a policy, standard, best-of-N or worst-of-N, with rewards, as JSON lines
+  generate       responses of a policy, standard, best-of-N, worst-of-N or blockwise, with rewards, as JSON lines
   score          calibrated and transformed rewards, from files of rewards alone
   frontier       win rate against KL of every transform for a procedure, and the optimum, from theory
 
@@ -119,7 +121,8 @@ def run(command, config, workdir):
 
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.amortize.enabled |= command == "amortize"  # to name the optional stage is to ask for it
+        config.amortize.enabled |= command == "amortize"  # to name an optional stage is to ask for it
+        config.prefix_scorer.enabled |= command == "prefix-scorer"
     config = settings.resolve(config, workdir)
     names = list(STAGES) if command == "run" else [command]
     with workdirs.claim(config.to_dict()):

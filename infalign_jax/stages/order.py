@@ -4,7 +4,7 @@ from etils import epath
 
 from infalign_jax.training import workdir
 
-STAGES = ("sft", "reward-model", "calibrate", "amortize", "align", "evaluate")
+STAGES = ("sft", "reward-model", "calibrate", "amortize", "prefix-scorer", "align", "evaluate")
 
 
 def outputs(config, stage):
@@ -19,6 +19,8 @@ def outputs(config, stage):
         return {title: folder for title, (folder, kind) in asked.items() if kind == "learned"}
     if stage == "amortize" and not config["amortize"]["enabled"]:
         return {}
+    if stage == "prefix-scorer":  # the section is missing from a workdir made before there was one
+        return {stage: "prefix_scorer"} if config.get("prefix_scorer", {}).get("enabled") else {}
     if stage == "align":
         section = config["align"]
         runs = [(method, seed) for method in section["methods"] for seed in section["seeds"]]

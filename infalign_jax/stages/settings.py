@@ -13,6 +13,7 @@ from infalign_jax.stages.align import UNCALIBRATED
 from infalign_jax.stages.amortize import SOURCES as SOURCES_OF_U
 from infalign_jax.stages.architecture import architecture, from_folder
 from infalign_jax.stages.classifier import PREFIX
+from infalign_jax.stages.prefix_scorer import TARGETS
 from infalign_jax.stages.reward import TRUNCATED, python_reward
 from infalign_jax.stages.rules import devices, flag, one_of, real, text, tuple_of, whole
 
@@ -69,6 +70,7 @@ RULES = {
     "sampling": {"temperature": real(0, open_low=True), "truncated": one_of(*TRUNCATED), "penalty": real(0)},
     "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES), "source": one_of(*SOURCES_OF_U), "held_out": whole(1), "mismatch": one_of("warn", "refuse", "ignore")},
     "amortize": {"enabled": flag(), "levels": whole(8), **_TRAINING, "held_out": whole(3), "leave_out": flag()},
+    "prefix_scorer": {"enabled": flag(), "target": one_of(*TARGETS), "rollouts": whole(1), **_TRAINING, "held_out": whole(1)},
     "align": {
         "methods": tuple_of(text(1), least=1),
         "seeds": tuple_of(whole(0), least=1),
@@ -215,6 +217,15 @@ def _check_together(config):
         raise ValueError(
             "config.sampling.truncated is 'lowest', a reward no quantile head can learn (config.amortize.enabled is "
             "True); choose 'as_is' or 'penalty'"
+        )
+    if (
+        config.sampling.truncated == "lowest"
+        and config.prefix_scorer.target == "reward"
+        and config.prefix_scorer.enabled
+    ):
+        raise ValueError(
+            "config.sampling.truncated is 'lowest' (lowest calibrated reward), and config.prefix_scorer.target is 'reward'; "
+            "choose 'calibrated', or 'as_is' or 'penalty'"
         )
     if config.sampling.truncated == "lowest" and (raw := [m for m in config.align.methods if m in UNCALIBRATED]):
         raise ValueError(

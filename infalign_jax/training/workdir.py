@@ -93,7 +93,7 @@ def _check_same(workdir, config):
     old = {key: value for key, value in read_json(path).items() if key not in _FREE}
     changed = differences(old, {key: value for key, value in config.items() if key not in _FREE})
     # A method added to or dropped from the list leaves the others' runs valid, as does an optional stage.
-    free = ("align.methods:", "align.seeds:", "amortize.enabled:")
+    free = ("align.methods:", "align.seeds:", "amortize.enabled:", "prefix_scorer:", "prefix_scorer.enabled:")
     changed = [line for line in changed if not line.startswith(free)]
     if changed:
         raise ValueError(
