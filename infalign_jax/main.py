@@ -23,6 +23,7 @@ TOOLS = {
     "status": "infalign_jax.status",
     "doctor": "infalign_jax.doctor",
     "generate": "infalign_jax.generate",
+    "aot": "infalign_jax.aot",
     "score": "infalign_jax.score",
     "frontier": "infalign_jax.frontier_table",
 }
@@ -42,6 +43,7 @@ commands
   align          one policy per method of config.align.methods, each with its reward transform
   evaluate       win rates of all methods at equal KL, tables, figures and report.html
   status DIR     what is done in a workdir, what runs or failed, and how to go on
+  aot            whether the steps fit a TPU slice, compiled for it without one: memory, collectives, bounds on time
   doctor         versions, devices, memory, disk, and what a config would run
   generate       responses of a policy, standard, best-of-N, worst-of-N or blockwise, with rewards, as JSON lines
   score          calibrated and transformed rewards, from files of rewards alone

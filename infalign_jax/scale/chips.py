@@ -1,0 +1,75 @@
+"""TPU chips and slices as data: what the vendor publishes of each generation, and descriptions of slices without hardware."""
+
+import os
+from typing import NamedTuple
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """Published numbers of one chip (cloud.google.com/tpu/docs, a page for each generation).
+
+    flops: peak bfloat16 FLOP/s; hbm: bytes of memory; hbm_rate: bytes/s.
+    ici: bytes/s that a chip can receive from its slice, half the published two-way bandwidth.
+    dcn: bytes/s a chip's share of the data centre network, or None where it is not published.
+    accelerator: what libtpu is to believe it runs on.
+    """
+
+    flops: float
+    hbm: float
+    hbm_rate: float
+    ici: float
+    dcn: float | None
+    accelerator: str
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, None, "v4-8"),
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 25e9 / 8, "v5litepod-16"),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 50e9 / 8, "v5p-8"),
+    "v6e": Chip(918e12, 32e9, 1640e9, 400e9, 100e9 / 8, "v6e-16"),
+}
+
+
+def chip_of(topology):
+    """The `Chip` of a topology name such as 'v5e:8x8'.
+
+    Raises:
+      ValueError: no such generation, or a name of another form.
+    """
+    generation, colon, shape = topology.partition(":")
+    if generation not in CHIPS:
+        raise ValueError(f"--topology is {topology!r}; its generation must be one of {', '.join(CHIPS)}, as in v5e:8x8")
+    if not colon or not all(size.isdigit() and int(size) > 0 for size in shape.split("x")):
+        raise ValueError(f"--topology is {topology!r}; after the colon comes its shape in chips, as in v5e:8x8")
+    return CHIPS[generation]
+
+
+def pretend():
+    """Lets libtpu describe slices on a host without one. Call it before jax makes its backends; not for real pods."""
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", CHIPS["v5e"].accelerator)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def devices(topology, slices=1):
+    """The devices of `slices` slices of a topology, for compiling only.
+
+    Raises:
+      ValueError: libtpu is missing, busy, or knows no such topology.
+    """
+    from jax.experimental import topologies
+
+    chip_of(topology)
+    if slices < 1:
+        raise ValueError(f"--slices is {slices}; it must be at least 1")
+    try:
+        more = {"num_slices": slices} if slices > 1 else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"topology {topology!r} cannot be described here: {first}; it takes infalign-jax[tpu], and one process at a time"
+        ) from error
