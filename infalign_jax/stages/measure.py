@@ -76,13 +76,14 @@ def make_step(experiment, reference_variables, prompts, judges):
             experiment.model, variables, reference_variables, *encoded, rollouts.tokens_BRC, rollouts.mask_BRC
         )
         texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
-        rewards = {
-            name: score(
+        scored = {  # by function: the training reward may be its own judge
+            judge: score(
                 judge, texts, completions, ended, truncated=config.sampling.truncated,
                 penalty=config.sampling.penalty, where=f"evaluate, judge {name}",
             ).reshape(-1, M)
-            for name, judge in judges.items()
+            for judge, name in {judge: name for name, judge in judges.items()}.items()
         }  # fmt: skip
+        rewards = {name: scored[judge] for name, judge in judges.items()}
         return meshes.fetch(kl_BM), rewards, [completions[i : i + M] for i in range(0, len(completions), M)], ended
 
     def step(variables, purpose, alpha):
