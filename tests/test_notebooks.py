@@ -48,3 +48,30 @@ def test_bring_your_own_trainer():
     for kl, win_rate, theory in rows.values():
         assert kl == pytest.approx(0.5, abs=0.05) and win_rate == pytest.approx(theory, abs=0.02)
     assert rows["exponential(10) "][1] > rows["identity "][1] + 0.05
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("run"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_align_end_to_end(workdir):
+    printed, pictures = execute("align_end_to_end", timeout=800, WORKDIR=workdir)
+    assert pictures >= 3 and "everything is done" in printed
+    rates = {name: numbers_after(printed, name)[:2] for name in ("exponential(10)  ", "identity  ")}
+    assert all(kl == pytest.approx(0.3, rel=0.05) for kl, _ in rates.values())
+    assert rates["exponential(10)  "][1] > rates["identity  "][1] > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_inspect_run(workdir):
+    if not (pathlib.Path(workdir) / "evaluate" / "report.html").exists():
+        from infalign_jax import main
+        from tests import tiny
+
+        main.run("run", tiny.get_config(), workdir)
+    printed, pictures = execute("inspect_run", WORKDIR=workdir)
+    assert pictures == 3 and "everything is done" in printed and "p-value of uniformity" in printed
