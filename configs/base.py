@@ -131,7 +131,7 @@ def get_config():
         "exponential(-5)",
     )  # compared by `run`
     config.align.seeds = (0,)  # training seeds; every method is trained once with each, results pool prompts and seeds
-    config.align.steps = 120
+    config.align.steps = 140
     config.align.prompts_per_step = 64  # B
     config.align.microbatches = 1  # parts of a step's prompts whose gradients are summed one after the other; divides B
     config.align.rollouts = 8  # R, rollouts per prompt and step, >= 2
