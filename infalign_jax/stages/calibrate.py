@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 from infalign_jax.core.diagnostics import uniformity_test
 from infalign_jax.reporting.progress import Progress
 from infalign_jax.stages.experiment import draw, encode_split, load_reference, open_experiment, texts_of
 from infalign_jax.stages.reward import mean_reward, open_reward, score
 from infalign_jax.training import workdir
+
+PROMPTS = "prompts.json"  # the texts of the table's rows, for those who read a table without the data it was made on
 
 
 class StoredTable(NamedTuple):
@@ -85,6 +88,25 @@ def load_table(config, folder):
     return StoredTable(arrays["rewards"], arrays["held_out"], arrays["truncated"], made)
 
 
+def read_table(folder):
+    """(the table in `folder`, the prompt of each of its rows), whatever config made it.
+
+    Raises:
+      ValueError: there is none, or it is damaged or of an older kind; names the file.
+    """
+    folder = epath.Path(folder)
+    for name in ("table.npz", "provenance.json", PROMPTS):
+        if not (folder / name).exists():
+            raise ValueError(
+                f"{folder / name} does not exist; stage calibrate writes it (what it has drawn already is not drawn again "
+                "once done.json beside it is deleted)"
+            )
+    arrays = _read(folder / "table.npz", ("rewards", "held_out", "truncated"))
+    prompts = workdir.read_json(folder / PROMPTS)["prompts"]
+    made = workdir.read_json(folder / "provenance.json")
+    return StoredTable(arrays["rewards"], arrays["held_out"], arrays["truncated"], made), prompts
+
+
 def run(config):
     """Draws and scores the reference rollouts of a config; goes on after the last part that was saved."""
     started = time.monotonic()
@@ -112,6 +134,7 @@ def run(config):
     rewards_PK, held_out_PH = np.split(rewards_PR, [config.calibrate.rollouts], axis=1)
     arrays = {"rewards": np.sort(rewards_PK, axis=1), "held_out": held_out_PH, "truncated": 1.0 - ended_PR.mean(1)}
     _write(folder / "table.npz", **arrays)
+    workdir.write_json(folder / PROMPTS, {"prompts": prompts.texts})
     workdir.write_json(folder / "provenance.json", provenance(config))
     uniformity = uniformity_test(held_out_PH, rewards_PK, groups=prompts.groups, seed=config.seed)
     numbers = {
