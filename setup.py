@@ -32,6 +32,7 @@ TEST = [
     "ipykernel>=6.29",
     "pandas>=2.2",  # tables of the notebooks
     "ruff>=0.6",
+    "mypy>=1.11",  # names, keywords and return values; configured in pyproject.toml
     "jinja2>=3.1.6",  # chat templates, which are strangers' code: older sandboxes leak
     "tokenizers>=0.20",  # tokenizer.json
     "safetensors>=0.6",  # HF folders
