@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_squared_error_of_every_prefix():
 def config_for(folder, **changes):
     config = tiny.get_config()
     with config.unlocked():
-        config.prefix_scorer.enabled, config.prefix_scorer.steps, config.prefix_scorer.learning_rate = True, 100, 1e-2
+        config.prefix_scorer.enabled, config.prefix_scorer.steps, config.prefix_scorer.learning_rate = True, 150, 1e-2
         config.data.test_prompts = 30
         for name, value in changes.items():
             section, _, key = name.rpartition("__")
@@ -144,8 +144,8 @@ def test_a_workdir_made_before_the_stage_can_be_taken_up(tmp_path):
             pass
     assert order.outputs({**old, "workdir": str(tmp_path)}, "prefix-scorer") == {}
     with (
-        pytest.raises(ValueError, match=r"prefix_scorer\.steps: 100 -> 101"),
-        workdir.claim({**config, "prefix_scorer": {**config["prefix_scorer"], "steps": 101}}),
+        pytest.raises(ValueError, match=r"prefix_scorer\.steps: 150 -> 151"),
+        workdir.claim({**config, "prefix_scorer": {**config["prefix_scorer"], "steps": 151}}),
     ):
         pass
 
@@ -195,7 +195,7 @@ def test_blockwise_decoding_beats_sampling_and_its_law_has_an_optimal_transform(
     reference, test = experiment.load_reference(found), experiment.encode_split(found, "test")
     _, table_PK = prefix_scorer.scored_rollouts(found, test, 400)
 
-    def calibrated(candidates, repeats=8):
+    def calibrated(candidates, repeats=32):
         """u of the responses, [P, repeats]: each prompt decoded several times."""
         decoded = blockwise(
             found.model, reference, value, np.repeat(test.tokens_PS, repeats, 0), np.repeat(test.lengths_P, repeats),
@@ -211,7 +211,7 @@ def test_blockwise_decoding_beats_sampling_and_its_law_has_an_optimal_transform(
     print(
         f"win rate against the reference: sampling {plain.mean():.3f} [{low:.3f}, {high:.3f}], blockwise(4, 2) {mean:.3f}"
     )
-    assert low < 0.5 < high and above > 0.6
+    assert low < 0.5 < high and above > 0.7
 
     law = procedures.from_samples(chosen.ravel(), degree=12)
     found = optimal.optimal_transform(law, kl=0.5)
