@@ -3,6 +3,8 @@
 import os
 from typing import NamedTuple
 
+from infalign_jax.scale import libtpu_flags
+
 GIB = 2**30
 
 
@@ -45,9 +47,10 @@ def chip_of(topology):
     return CHIPS[generation]
 
 
-def pretend():
+def pretend(generation):
     """Lets libtpu describe slices on a host without one. Call it before jax makes its backends; not for real pods."""
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
+    os.environ.setdefault("LIBTPU_INIT_ARGS", libtpu_flags.arguments(generation))
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", CHIPS["v5e"].accelerator)
     import jax
 

@@ -1,4 +1,4 @@
-"""Reading collectives out of optimised HLO text: how often each runs, how many bytes it moves, between whom."""
+"""Reading collectives out of optimised HLO text: how often each runs, how many bytes it moves."""
 
 import re
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Collective(NamedTuple):
     """A collective of the program. `times`: how often a device runs it in one call of the program.
 
     result: bytes of its result; shape: of its largest array; received: bytes a device receives, once, by a ring (or directly);
-    group: devices that take part in one; crosses: whether a group has devices of several slices.
+    group: devices (or slices) that take part in one; crosses: whether it is between slices.
     """
 
     kind: str
@@ -93,47 +93,33 @@ def _shape(kind):
     return max(shapes, key=lambda shape: int(np.prod(shape)))
 
 
-def collectives(text, slice_of=None):
-    """Every `Collective` of a module, loops multiplied in.
-
-    Args:
-      text: `compiled.as_text()`.
-      slice_of: sequence, the slice of each device in the order of the program's partitions; None for a single slice.
+def collectives(text):
+    """Every `Collective` of a module, from `compiled.as_text()`, loops multiplied in.
 
     A loop whose condition also depends on data (decoding stops when all have ended) counts with all its passes.
     """
     entry, computations = parse(text)
-    times, found, split = _executions(entry, computations), [], set()
-    for name, count in times.items():
-        for instruction in computations[name].values():
+    executions, found, seen = _executions(entry, computations), [], set()
+    for name, instructions in computations.items():
+        times = executions.get(name, 0)
+        for instruction in instructions.values():
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS or not count:
+            if times and kind == "recv" and "xla_megascale_runtime" in instruction.text:
+                found.append(_across_slices(instruction, times))
+            if not times or kind not in KINDS:
                 continue
             # One asynchronous collective is spread over several fusions, each of which repeats its line.
-            parts = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', instruction.text)
-            if parts and (parts.groups(), count) in split:
+            part = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', instruction.text)
+            if part and (*part.groups(), times) in seen:
                 continue
-            split |= {(parts.groups(), count)} if parts else set()
+            seen |= {(*part.groups(), times)} if part else set()
             arrays = sizes(instruction.type)
-            started, size = instruction.opcode.endswith("-start"), sum(arrays)
-            if started:  # (operands, results, context): gathers grow, the others keep their size
-                size = max(arrays)
-            groups = _groups(instruction.text)
-            ways = len(groups[0]) if kind != "collective-permute" else 2
-            crosses = slice_of is not None and any(len({slice_of[i] for i in group}) > 1 for group in groups)
-            source = re.search(r'op_name="([^"]*)"', instruction.text)
+            # The type of a start is (operands, results, context): gathers grow, the others keep their size.
+            size = max(arrays) if instruction.opcode.endswith("-start") else sum(arrays)
+            ways = 2 if kind == "collective-permute" else _group_size(instruction.text)
+            shape, received = _shape(instruction.type), _received(kind, size, ways)
             found.append(
-                Collective(
-                    kind,
-                    size,
-                    _shape(instruction.type),
-                    _received(kind, size, ways),
-                    ways,
-                    count,
-                    crosses,
-                    instruction.name,
-                    source[1] if source else "",
-                )
+                Collective(kind, size, shape, received, ways, times, False, instruction.name, _source(instruction))
             )
     return [each for each in found if each.group > 1]
 
@@ -244,34 +230,27 @@ def _stride(body, counter):
     return next((step for step in steps if step), 1)
 
 
-def _groups(text):
-    """The groups of devices of a collective, as lists of partition numbers."""
-    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}?,", text):
-        return [[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[0])]
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((?P<ids>[^)]*)\))? ?\{([^}]*)\}", text):
-        return _mesh_groups(named[1], named[3], named["ids"])
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape = [int(n) for n in iota[3].split(",")]
-        ids = np.arange(np.prod(shape)).reshape(shape)
-        if iota[4]:
-            ids = ids.transpose([int(n) for n in iota[4].split(",")])
-        return ids.reshape(int(iota[1]), int(iota[2])).tolist()
-    listed = re.search(r"replica_groups=\{(\{.*?\})\}", text)
-    return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])] if listed else [[0]]
+def _group_size(text):
+    """How many devices take part in one collective."""
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+        lengths = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+        return int(np.prod([int(lengths[axis]) for axis in re.findall(r"'([^']+)'", named[2])]))
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
+        return int(iota[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
+    return len(listed[1].split(",")) if listed else 1
 
 
-def _mesh_groups(axes, over, ids):
-    names, lengths = zip(*re.findall(r"'([^']+)'=(\d+)", axes), strict=True)
-    shape = [int(n) for n in lengths]
-    grid = np.arange(np.prod(shape)).reshape(shape) if ids is None else _iota(ids).reshape(shape)
-    chosen = [names.index(name) for name in re.findall(r"'([^']+)'", over)]
-    rest = [i for i in range(len(names)) if i not in chosen]
-    return grid.transpose(rest + chosen).reshape(-1, int(np.prod([shape[i] for i in chosen]))).tolist()
+def _across_slices(instruction, times):
+    """A `Collective` over the data centre network, which is a host transfer of libtpu's in the program of one slice."""
+    what = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.text)
+    kind = what[1].lower().replace("_", "-") if what else "send-recv"
+    size = sizes(instruction.type)[0]
+    return Collective(
+        kind, size, _shape(instruction.type), size, 2, times, True, instruction.name, _source(instruction)
+    )
 
 
-def _iota(text):
-    """Device numbers from '[8,2]T(1,0)' (an iota of that shape, transposed) or from a plain list."""
-    shape = [int(n) for n in re.search(r"\[([\d,]+)\]", text)[1].split(",")]
-    ids = np.arange(np.prod(shape)).reshape(shape)
-    order = re.search(r"T\(([\d,]+)", text)
-    return ids.transpose([int(n) for n in order[1].split(",")]) if order else ids
+def _source(instruction):
+    match = re.search(r'op_name="([^"]*)"', instruction.text)
+    return match[1] if match else ""

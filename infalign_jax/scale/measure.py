@@ -49,7 +49,7 @@ def measure(name, step, model, chip, mesh, effort):
         "peak": peak,
         "fits": bool(peak <= chip.hbm),
     }
-    found = hlo.collectives(compiled.as_text(), [getattr(d, "slice_index", 0) or 0 for d in mesh.devices.flat])
+    found = hlo.collectives(compiled.as_text())
     return report | exchanges(found, model, step.work) | bounds(found, step.work, chip, chips)
 
 

@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from infalign_jax.models.sharding import BATCH
+from infalign_jax.training.distributed import many
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -28,6 +30,9 @@ RULES = {
 def make_mesh(sizes, devices=None):
     """A mesh with the axes `data`, `fsdp`, `tensor`.
 
+    TPU slices joined by the data centre network lie along `data`, outermost: what crosses that network is the gradient of
+    each device's share of the parameters, once a microbatch.
+
     Args:
       sizes: mapping from axis name to its number of devices; one of them may be -1 and takes all that are left.
       devices: the devices to use, all by default.
@@ -36,7 +41,7 @@ def make_mesh(sizes, devices=None):
       `jax.sharding.Mesh` with automatic (GSPMD) axes.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [int(sizes[axis]) for axis in AXES]
@@ -46,7 +51,22 @@ def make_mesh(sizes, devices=None):
         shape[shape.index(-1)] = max(len(devices) // -int(np.prod(shape)), 1)
     if int(np.prod(shape)) != len(devices):
         raise ValueError(f"config.mesh is {dict(zip(AXES, shape, strict=True))}, but there are {len(devices)} devices")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    kinds = (AxisType.Auto,) * len(AXES)
+    slices = len({slice_of(device) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=kinds, devices=devices)
+    if shape[0] % slices:
+        raise ValueError(
+            f"config.mesh.data is {shape[0]}, but there are {slices} slices; it must be a multiple of that"
+        )
+    inside = (shape[0] // slices, *shape[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices=devices)
+    return Mesh(grid, AXES, axis_types=kinds)
+
+
+def slice_of(device):
+    """The number of the TPU slice a device is in; 0 for other devices."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def spec(logical_axes, shape, mesh):
@@ -87,8 +107,60 @@ def put_batch(mesh, batch):
 
 def fetch(tree):
     """Global arrays to host numpy arrays, whole on every process."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    if not many():
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
 
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)
+    def whole(array):
+        if getattr(array, "is_fully_replicated", True):  # every process has all of it: nothing to send
+            return np.asarray(array.addressable_data(0) if isinstance(array, jax.Array) else array)
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def own_rows(mesh, tree):
+    """The rows of the leading (batch) axis that this process answers for: each row is one process's, the first that holds it.
+
+    Args:
+      mesh: device mesh.
+      tree: device arrays with equal leading axes.
+
+    Returns:
+      Row numbers, ascending, and a tree of host arrays with these rows.
+    """
+    size = jax.tree.leaves(tree)[0].shape[0]
+    if not many():
+        return np.arange(size), jax.device_get(tree)
+    places = jax.tree.map(lambda x: NamedSharding(mesh, spec(("batch",) + (None,) * (x.ndim - 1), x.shape, mesh)), tree)
+    tree = jax.jit(lambda x: x, out_shardings=places)(tree)
+    first = jax.tree.leaves(tree)[0]
+    owners = np.full(size, jax.process_count())
+    for device, index in first.sharding.devices_indices_map(first.shape).items():
+        owners[index[0]] = np.minimum(owners[index[0]], device.process_index)
+    rows = np.flatnonzero(owners == jax.process_index())
+
+    def read(array):
+        found = np.zeros(array.shape, array.dtype)
+        for shard in array.addressable_shards:
+            found[shard.index] = shard.data
+        return found[rows]
+
+    return rows, jax.tree.map(read, tree)
+
+
+def join_rows(rows, values, size):
+    """Host rows that processes hold apart, put together on every process.
+
+    Args:
+      rows: this process's row numbers, as from `own_rows`.
+      values: float array, one entry of the leading axis for each.
+      size: number of rows in all.
+    """
+    if not many():
+        return values
+    from jax.experimental import multihost_utils
+
+    mine = np.zeros((size, *values.shape[1:]), values.dtype)
+    mine[rows] = values
+    return np.asarray(multihost_utils.process_allgather(mine)).sum(0, dtype=values.dtype)

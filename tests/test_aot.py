@@ -1,0 +1,303 @@
+"""`infalign aot`: reading compiled programs, counting work, gradient accumulation, and a compile for two TPU slices."""
+
+import importlib.util
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from infalign_jax import aot, recipe
+from infalign_jax.models import config as model_config
+from infalign_jax.models import lora, transformer
+from infalign_jax.scale import chips, hlo, libtpu_flags, table, work
+from infalign_jax.stages import align, settings
+from infalign_jax.training.state import init_state
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = str(ROOT / "tests" / "tiny.py")
+
+# An outer loop of 3 passes, an inner one of 5 - 1 passes by twos, a decode loop bounded by data, a second one after it.
+MODULE = """HloModule m, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%fused (p: bf16[2,4]) -> bf16[16,4] {
+  %p = bf16[2,4]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.1 = bf16[16,4]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=5, replica_groups=mesh['x'=1,'y'=8] {'y'}, dimensions={0}, frontend_attributes={chain_id="1"}, metadata={op_name="jit(f)/q"}
+}
+
+%fused_again (p: bf16[2,4]) -> bf16[16,4] {
+  %p = bf16[2,4]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[16,4]{1,0} all-gather(%p), channel_id=5, replica_groups=mesh['x'=1,'y'=8] {'y'}, dimensions={0}, frontend_attributes={chain_id="1"}, metadata={op_name="jit(f)/q"}
+}
+
+%inner_condition (t: (s32[], f32[8])) -> pred[] {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %five = s32[]{:T(128)} constant(5)
+  ROOT %less = pred[] compare(%i, %five), direction=LT
+}
+
+%inner_body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %x = f32[8]{0} get-tuple-element(%t), index=1
+  %reduced = f32[8]{0} all-reduce(%x), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), to_apply=%add
+  ROOT %out = (s32[], f32[8]{0}) tuple(%next, %reduced)
+}
+
+%outer_body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %one = s32[] constant(1)
+  %x = f32[8]{0} get-tuple-element(%t), index=1
+  %start = (s32[], f32[8]{0}) tuple(%one, %x)
+  ROOT %inner = (s32[], f32[8]{0}) while(%start), condition=%inner_condition, body=%inner_body
+}
+
+%outer_condition (t: (s32[], f32[8])) -> pred[] {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+%decode_condition (t: (s32[], pred[])) -> pred[] {
+  %t = (s32[], pred[]) parameter(0)
+  %step = s32[] get-tuple-element(%t), index=0
+  %stop = s32[] constant(64)
+  %more = pred[] compare(%step, %stop), direction=LT
+  %live = pred[] get-tuple-element(%t), index=1
+  ROOT %go = pred[] and(%more, %live)
+}
+
+%later_condition (t: (s32[], pred[])) -> pred[] {
+  %t = (s32[], pred[]) parameter(0)
+  %step = s32[] get-tuple-element(%t), index=0
+  %stop = s32[] constant(100)
+  %more = pred[] compare(%step, %stop), direction=LT
+  ROOT %go = pred[] copy(%more)
+}
+
+%decode_body (t: (s32[], pred[])) -> (s32[], pred[]) {
+  %t = (s32[], pred[]) parameter(0)
+  %step = s32[] get-tuple-element(%t), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%step, %one)
+  %w = f32[3]{0} constant({1, 2, 3})
+  %moved = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%w), channel_id=2, source_target_pairs={{0,1},{1,0}}
+  %live = pred[] get-tuple-element(%t), index=1
+  ROOT %out = (s32[], pred[]) tuple(%next, %live)
+}
+
+%later_body (t: (s32[], pred[])) -> (s32[], pred[]) {
+  %t = (s32[], pred[]) parameter(0)
+  %step = s32[] get-tuple-element(%t), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%step, %one)
+  %w = f32[16]{0} constant({...})
+  %part = f32[4]{0} reduce-scatter(%w), channel_id=3, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, to_apply=%add
+  %live = pred[] get-tuple-element(%t), index=1
+  ROOT %out = (s32[], pred[]) tuple(%next, %live)
+}
+
+ENTRY %main (p: bf16[2,4], x: f32[8]) -> f32[8] {
+  %p = bf16[2,4]{1,0} parameter(0)
+  %x = f32[8]{0} parameter(1)
+  %zero = s32[] constant(0)
+  %true = pred[] constant(true)
+  %one = bf16[16,4]{1,0} fusion(%p), kind=kCustom, calls=%fused
+  %again = bf16[16,4]{1,0} fusion(%p), kind=kCustom, calls=%fused_again
+  %init = (s32[], f32[8]{0}) tuple(%zero, %x)
+  %outer = (s32[], f32[8]{0}) while(%init), condition=%outer_condition, body=%outer_body, backend_config={"known_trip_count":{"n":"3"}}
+  %begin = (s32[], pred[]) tuple(%zero, %true)
+  %decode = (s32[], pred[]) while(%begin), condition=%decode_condition, body=%decode_body
+  %reached = s32[] get-tuple-element(%decode), index=0
+  %from = (s32[], pred[]) tuple(%reached, %true)
+  %later = (s32[], pred[]) while(%from), condition=%later_condition, body=%later_body
+  %token = token[] after-all()
+  %alone = f32[8]{0} all-reduce(%x), channel_id=4, replica_groups={{0},{1}}, to_apply=%add
+  %recv = (f32[1,2]{1,0}, u32[], token[]) recv(%token), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %out = f32[8]{0} get-tuple-element(%outer), index=1
+}
+"""
+
+
+def test_collectives_are_read_with_their_loops_groups_and_bytes():
+    found = {c.name: c for c in hlo.collectives(MODULE)}
+    assert set(found) == {"all-gather.1", "reduced", "moved", "part", "recv"}, (
+        "one line a collective, none of one device"
+    )
+    get = lambda name: (found[name].kind, found[name].times, found[name].group, found[name].received)  # noqa: E731
+    assert get("all-gather.1") == ("all-gather", 1, 8, 16 * 4 * 2 * 7 / 8)
+    assert get("reduced") == ("all-reduce", 3 * 2, 4, 2 * 8 * 4 * 3 / 4)
+    assert get("moved") == ("collective-permute", 64, 2, 12)
+    assert get("part") == ("reduce-scatter", 36, 4, 4 * 4 * 3)
+    assert get("recv") == ("all-reduce", 1, 2, 8)
+    assert [c.name for c in found.values() if c.crosses] == ["recv"]
+    assert found["all-gather.1"].source == "jit(f)/q" and found["all-gather.1"].shape == (16, 4)
+
+
+def test_a_loop_without_a_bound_is_refused():
+    endless = MODULE.replace("%stop = s32[] constant(64)", "%stop = s32[] parameter(1)")
+    with pytest.raises(ValueError, match="decode does not count up to a constant"):
+        hlo.collectives(endless)
+
+
+def test_sizes_of_types():
+    assert hlo.sizes("(bf16[2,3]{1,0:T(8,128)(2,1)}, f32[], pred[4], token[])") == [12, 4, 4]
+
+
+MODEL = model_config.from_dict(
+    dict(vocab_size=48, num_layers=3, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
+)
+MESH = {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+def _dot_flops(jaxpr):
+    """FLOPs of all matrix products of a jaxpr, loops multiplied in: counted from what is traced, not from formulas."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            ((contracted, _), _) = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        inner = [getattr(value, "jaxpr", None) for value in equation.params.values()]
+        total += equation.params.get("length", 1) * sum(_dot_flops(each) for each in inner if each is not None)
+    return total
+
+
+def test_forward_flops_are_those_traced():
+    B, R, S, C = 2, 3, 5, 4
+    variables = transformer.init(MODEL, jax.random.key(0))
+
+    def forward(tokens_BS, lengths_B, tokens_BRC):
+        hidden = transformer.completion_states(MODEL, variables, tokens_BS, lengths_B, tokens_BRC)
+        return transformer.unembed(MODEL, variables, hidden)
+
+    i = jnp.int32
+    traced = jax.make_jaxpr(forward)(jnp.zeros((B, S), i), jnp.ones(B, i), jnp.zeros((B, R, C), i))
+    norms = work.parameters(MODEL)[0] - sum(
+        math.prod(leaf["kernel"].shape) for leaf in variables["params"]["layers"].values() if "kernel" in leaf
+    )
+    counted = work.forward_flops(MODEL, work.Sizes(B, R, S, C, 1, MESH)) - 2 * norms * B * (S + R * C)
+    assert _dot_flops(traced.jaxpr) == counted
+
+
+def test_work_of_a_step_follows_the_mesh_and_the_microbatches():
+    sizes = work.Sizes(8, 4, 16, 16, 1, MESH)
+    _, _, total = work.parameters(MODEL)
+    full = work.align(MODEL, sizes, 0)
+    # float32: three gathers and a scatter over 4, and the average of a quarter of the gradient over 2
+    assert full.exchange == pytest.approx(4 * total * 4 * 3 / 4 + 2 * total / 4 * 4 / 2)
+    assert work.align(MODEL, sizes._replace(microbatches=2), 0).exchange == pytest.approx(2 * full.exchange)
+    assert work.align(MODEL, sizes._replace(mesh=dict(data=1, fsdp=1, tensor=1)), 0).exchange == 0
+    assert work.align(MODEL.replace(remat="layer"), sizes, 0).flops == pytest.approx(1.25 * full.flops)
+    assert work.align(MODEL, sizes, 100).useful == pytest.approx(0.75 * full.useful)
+    assert work.sampling(MODEL, sizes, 0).exchange < 16 * 4 * total
+
+
+def _one_step(microbatches, adapters):
+    rng = np.random.default_rng(0)
+    B, R, S, C, K = 8, 4, 6, 5, 16
+    reference = transformer.init(MODEL, jax.random.key(1))
+    trained = lora.init(MODEL, jax.random.key(2), 2, ("q", "up")) if adapters else jax.tree.map(jnp.copy, reference)
+    trained = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), trained)
+    batch = {
+        "prompt_tokens": rng.integers(3, 48, (B, S)).astype(np.int32),
+        "prompt_lengths": rng.integers(1, S + 1, B).astype(np.int32),
+        "tokens": rng.integers(3, 48, (B, R, C)).astype(np.int32),
+        "mask": (rng.random((B, R, C)) < 0.9).astype(np.float32),
+        "ended": (rng.random((B, R)) < 0.5).astype(np.float32),
+        "rewards": rng.normal(size=(B, R)).astype(np.float32),
+        "table": np.sort(rng.normal(size=(B, K)).astype(np.float32), 1),
+    }
+    shaping, beta = align.method_shaping("exponential(10)", np.sort(rng.normal(size=(64, K)), 1), 0.5)
+    optimizer = optax.sgd(1.0)  # the change of the parameters is the gradient
+    step = align.make_step(
+        MODEL, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=0, tails="exponential", microbatches=microbatches
+    )
+    state, metrics = step(init_state(trained, optimizer, beta), reference, batch, shaping)
+    return jax.tree.leaves((state.variables, state.log_beta)), metrics
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_gradient_accumulation_changes_nothing(adapters):
+    (whole, metrics), (parts, again) = _one_step(1, adapters), _one_step(4, adapters)
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, again[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_microbatches_divide_the_prompts():
+    config = recipe.load(TINY)
+    with config.unlocked():
+        config.align.microbatches = 3
+    with pytest.raises(ValueError, match=r"config.align.microbatches is 3; it must divide .*prompts_per_step \(16\)"):
+        settings.resolve(config, "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--topology=v5e:8x8"], "--config is missing"),
+        (["--config", TINY], "--topology is missing"),
+        (["--config", TINY, "--topology=v9:8x8"], "its generation must be one of v4, v5e, v5p, v6e"),
+        (["--config", TINY, "--topology=v5e"], "after the colon comes its shape"),
+        (["--config", TINY, "--topology=v5e:2x2", "--steps=align,sft"], "it takes some of sample, score, align"),
+        (["--config", TINY, "--topology=v5e:2x2", "--effort=2"], "it must be from -1 to 1"),
+        (["--config", TINY, "--topology=v5e:2x2", "--chips=4"], "aot has no flag '--chips=4'"),
+    ],
+)
+def test_bad_flags_are_named(words, message):
+    with pytest.raises(ValueError, match=message):
+        aot.main(words)
+
+
+def test_every_chip_has_flags_and_every_flag_a_reason():
+    assert set(libtpu_flags.FLAGS) == set(chips.CHIPS)
+    for flags in libtpu_flags.FLAGS.values():
+        assert all(flag.startswith("--xla") and "=" in flag and len(why) > 20 for flag, why in flags.items())
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers():
+    numbers = json.loads(table.NUMBERS.read_text())
+    assert "\n".join(table.lines(numbers)) in table.PAGE.read_text()
+    assert set(numbers) <= set(table.ROWS)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: install infalign-jax[tpu]")
+def test_the_steps_compile_for_two_slices(tmp_path):
+    words = ["--config", TINY, "--topology=v5e:2x2", "--slices=2", "--config.mesh.data=2", "--config.mesh.fsdp=4"]
+    words += [
+        "--config.align.microbatches=2",
+        "--config.model.embed_dim=128",
+        "--config.model.remat=layer",
+        "--effort=-1",
+    ]
+    command = [sys.executable, "-m", "infalign_jax", "aot", *words, f"--json={tmp_path / 'report.json'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    if "already in use" in done.stderr or "ABORTED" in done.stderr:
+        pytest.skip("another process of this machine holds libtpu")
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["chips"] == 8 and report["slices"] == 2
+    assert set(report["steps"]) == {"sample", "score", "align"}
+    for numbers in report["steps"].values():
+        assert numbers["fits"] is True and 0 < numbers["arguments"] < numbers["peak"] < numbers["hbm"]
+        assert numbers["received_total"] > 0
+    # Only the gradient crosses between the slices, each chip's own share of it.
+    assert report["steps"]["align"]["received_across_slices"] > 0
+    assert report["steps"]["align"]["received_across_slices"] < report["steps"]["align"]["received_total"]
+    assert report["steps"]["score"]["received_across_slices"] == 0
