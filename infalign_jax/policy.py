@@ -15,8 +15,9 @@ from infalign_jax.data import tokenizer as tokenizers
 from infalign_jax.data.tokenize import decode_completions, encode_prompts, encode_responses
 from infalign_jax.models import config as model_config
 from infalign_jax.models import hf, lora, transformer
+from infalign_jax.sampling import retire
+from infalign_jax.sampling import stop as stops
 from infalign_jax.sampling.log_probs import token_log_probs
-from infalign_jax.sampling.sampler import sample
 from infalign_jax.stages.policies import CARD
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.seeds import key_for
@@ -64,7 +65,7 @@ class Policy:
         batch = prompt.tokens_NS, prompt.lengths_N, tokens_NC[:, None], mask_NC
         return np.asarray(_log_probs(self.config, self.variables, *map(jnp.asarray, batch)))
 
-    def generate(self, prompts, n=1, *, max_tokens=128, seed=0, **options):
+    def generate(self, prompts, n=1, *, max_tokens=128, seed=0, stop=(), **options):
         """`n` responses to each prompt: a list of n texts for each.
 
         The tokens of a response depend on the seed, the place of its prompt and its number alone.
@@ -74,24 +75,28 @@ class Policy:
           n: responses a prompt.
           max_tokens: at which a response is cut.
           seed: int.
+          stop: a text, or several, at which a response ends: what is returned is the text before it, as serving
+            programs do it (`transformers` itself leaves the stop string in the text). It is looked for in the text, so
+            it does not matter how the tokeniser splits it.
           **options: temperature (0 is greedy), top_k, top_p, min_p.
 
         Raises:
-          ValueError: an empty prompt, or an option out of range.
+          ValueError: an empty prompt, an empty stop string, or an option out of range.
         """
-        return self.rollouts(prompts, n, max_tokens=max_tokens, seed=seed, **options)[0]
+        return self.rollouts(prompts, n, max_tokens=max_tokens, seed=seed, stop=stop, **options)[0]
 
-    def rollouts(self, prompts, n=1, *, max_tokens=128, seed=0, **options):
-        """As `generate`, with whether each response ended by itself: (texts, ended bool `[B, n]`)."""
-        encoded = self._encode(prompts)
-        drawn = sample(
+    def rollouts(self, prompts, n=1, *, max_tokens=128, seed=0, stop=(), **options):
+        """As `generate`, with whether each response ended by itself or at a stop string: (texts, ended bool `[B, n]`)."""
+        strings, encoded = stops.check(stop), self._encode(prompts)
+        drawn = retire.sample(
             self.config, self.variables, jnp.asarray(encoded.tokens_NS), jnp.asarray(encoded.lengths_N),
             jnp.arange(len(prompts)), key_for(seed, "generate"), rollouts=n, max_tokens=max_tokens,
-            eos_ids=self.end_ids, pad_id=self.tokenizer.pad_id, **options,
+            eos_ids=self.end_ids, pad_id=self.tokenizer.pad_id, stop=stops.stopper(self.tokenizer.decode, strings),
+            **options,
         )  # fmt: skip
-        tokens, mask = (np.asarray(x).reshape(-1, max_tokens) for x in (drawn.tokens_BRC, drawn.mask_BRC))
-        texts = decode_completions(self.tokenizer, tokens, mask)
-        return [texts[i : i + n] for i in range(0, len(texts), n)], np.asarray(drawn.ended_BR)
+        tokens, mask = (x.reshape(-1, max_tokens) for x in (drawn.tokens_BRC, drawn.mask_BRC))
+        texts = [stops.cut(text, strings) for text in decode_completions(self.tokenizer, tokens, mask)]
+        return [texts[i : i + n] for i in range(0, len(texts), n)], drawn.ended_BR
 
     def _encode(self, prompts):
         if isinstance(prompts, str):

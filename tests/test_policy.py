@@ -66,6 +66,18 @@ def test_generation_follows_its_seed_and_greedy_picks_the_best_token(policy):
             policy.generate(bad)
 
 
+def test_responses_end_before_stop_strings(policy):
+    """Those without one are as before; the others are cut before it, and have ended."""
+    options = dict(n=3, max_tokens=5, seed=1)
+    plain, plain_ended = policy.rollouts(PROMPTS, **options)
+    stop = plain[0][0][1:3]  # two letters, that no piece of the tokeniser begins with
+    cut, ended = policy.rollouts(PROMPTS, stop=stop, **options)
+    assert cut == [[text.split(stop)[0] for text in row] for row in plain] and cut != plain
+    np.testing.assert_array_equal(ended, plain_ended | [[stop in text for text in row] for row in plain])
+    with pytest.raises(ValueError, match="stop is"):
+        policy.generate(PROMPTS, stop=("",))
+
+
 def test_end_ids_come_from_the_generation_config_too(tmp_path):
     assert hf.end_ids("", 1) == (1,)
     for value, expected in ((None, (1,)), (7, (1, 7)), ([1, 7, 9], (1, 7, 9))):

@@ -23,9 +23,9 @@ from infalign_jax.stages.experiment import (
     encode_split,
     load_reference,
     open_experiment,
-    texts_of,
 )
-from infalign_jax.stages.reward import open_reward, score
+from infalign_jax.stages.reward import open_reward
+from infalign_jax.stages.scoring import score_rollouts
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training.supervised import fit, make_supervised_step
@@ -161,13 +161,9 @@ def reference_rewards(experiment, prompts):
     size, calls = min(config.calibrate.prompts_per_call, P), []
     for first in range(0, P, size):
         rows = np.arange(first, first + size) % P
-        rollouts = draw(experiment, reference, prompts, rows, rollouts=R, purpose="amortize")
-        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
-        rewards = score(
-            reward, texts, completions, ended, truncated=config.sampling.truncated,
-            penalty=config.sampling.penalty, where="amortize",
-        )  # fmt: skip
-        calls.append(rewards.reshape(-1, R))
+        rollouts = draw(experiment, reference, prompts, rows, rollouts=R, purpose="amortize", retiring=True)
+        (rewards_BR,), _ = score_rollouts(experiment, rollouts, [prompts.texts[i] for i in rows], [reward], "amortize")
+        calls.append(rewards_BR)
     return np.concatenate(calls)[:P]
 
 

@@ -12,8 +12,9 @@ from etils import epath
 
 from infalign_jax.core.diagnostics import uniformity_test
 from infalign_jax.reporting.progress import Progress
-from infalign_jax.stages.experiment import draw, encode_split, load_reference, open_experiment, texts_of
-from infalign_jax.stages.reward import mean_reward, open_reward, score
+from infalign_jax.stages.experiment import draw, encode_split, load_reference, open_experiment
+from infalign_jax.stages.reward import mean_reward, open_reward
+from infalign_jax.stages.scoring import score_rollouts
 from infalign_jax.training import workdir
 
 PROMPTS = "prompts.json"  # the texts of the table's rows, for those who read a table without the data it was made on
@@ -40,18 +41,12 @@ def make_step(experiment, variables, reward, prompts):
     rollouts_per_prompt = config.calibrate.rollouts + config.calibrate.held_out
 
     def step(rows):
-        rollouts = draw(experiment, variables, prompts, rows, rollouts=rollouts_per_prompt, purpose="calibrate")
-        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
-        rewards = score(
-            reward,
-            texts,
-            completions,
-            ended,
-            truncated=config.sampling.truncated,
-            penalty=config.sampling.penalty,
-            where="calibrate",
+        rollouts = draw(
+            experiment, variables, prompts, rows, rollouts=rollouts_per_prompt, purpose="calibrate", retiring=True
         )
-        return rewards.reshape(-1, rollouts_per_prompt), ended.reshape(-1, rollouts_per_prompt)
+        texts = [prompts.texts[i] for i in rows]
+        (rewards_BR,), ended_BR = score_rollouts(experiment, rollouts, texts, [reward], "calibrate")
+        return rewards_BR, ended_BR
 
     return step
 
@@ -119,11 +114,10 @@ def run(config):
     variables = load_reference(experiment)
     reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
     step, parts = make_step(experiment, variables, reward, prompts), []
-    (folder / "parts").mkdir(parents=True, exist_ok=True)
     with Progress(P, "calibrate") as bar:
         for first in range(0, P, size):
             path = folder / "parts" / f"{first:08d}.npz"
-            if not path.exists():
+            if not workdir.has(path):
                 # The last call is filled up with prompts from the front, so that every call has one shape.
                 rewards_BR, ended_BR = step(np.arange(first, first + size) % P)
                 _write(path, rewards=rewards_BR, ended=ended_BR)
@@ -177,9 +171,7 @@ def _write(path, **arrays):
     """Writes arrays to `path` whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    temporary = path.parent / (path.name + ".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    workdir.write_bytes(path, buffer.getvalue())
 
 
 def _read(path, names):

@@ -9,11 +9,11 @@ from etils import epath
 
 from infalign_jax.data import dataset as datasets
 from infalign_jax.data import tokenizer as tokenizers
-from infalign_jax.data.tokenize import decode_completions, encode_pairs, encode_prompts
+from infalign_jax.data.tokenize import encode_pairs, encode_prompts
 from infalign_jax.models import config as model_config
 from infalign_jax.models import hf, transformer
 from infalign_jax.models.sharding import logical_axes
-from infalign_jax.sampling.sampler import sample
+from infalign_jax.sampling import retire, sampler
 from infalign_jax.stages.architecture import architecture
 from infalign_jax.training import checkpoints
 from infalign_jax.training import mesh as meshes
@@ -93,7 +93,7 @@ def _check_unchanged(path, dataset):
     for text in (*dataset.texts(), *(prompt.text for prompt in dataset.test_prompts)):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     found = {"sha256": digest.hexdigest()}
-    if not path.exists():
+    if not workdirs.has(path):
         workdirs.write_json(path, found)
     elif workdirs.read_json(path) != found:
         raise ValueError(
@@ -105,11 +105,11 @@ def _open_tokenizer(config, folder, dataset):
     section = config.tokenizer
     if path := section.path or config.model.path:
         return tokenizers.load(path)
-    if not (folder / tokenizers.MODEL_FILE).exists():
+    if not workdirs.has(folder / tokenizers.MODEL_FILE):
         trained = tokenizers.train_sentencepiece(
             dataset.texts(), model_type=section.kind, vocab_size=section.vocab_size
         )
-        trained.save(folder)
+        workdirs.write_bytes(folder / tokenizers.MODEL_FILE, trained.model_bytes)
     return tokenizers.load(folder)
 
 
@@ -161,18 +161,22 @@ def load_reference(experiment):
     return load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
 
 
-def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):
+def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0, retiring=False):
     """Rollouts of a policy for the prompts `index`: random bits depend on (seed, purpose, step, prompt, rollout) alone.
 
+    retiring: let go of rollouts that have ended before the longest has (one device only; the tokens are the same). It
+    pays where thousands are drawn, and costs more compilations.
+
     Returns:
-      `Rollouts` of device arrays, leading axis `len(index)`.
+      `Rollouts`, leading axis `len(index)`; host arrays where some were let go.
     """
     config = experiment.config
     batch = meshes.put_batch(
         experiment.mesh,
         (prompts.tokens_PS[index], prompts.lengths_P[index], prompts.ids_P[index].astype(np.int32)),
     )
-    return sample(
+    retiring = retiring and experiment.mesh.size == 1 and config.data.response_tokens > retire.STRETCH
+    return (retire.sample if retiring else sampler.sample)(
         experiment.model,
         variables,
         *batch,
@@ -183,11 +187,3 @@ def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):
         eos_ids=hf.end_ids(config.model.path, experiment.tokenizer.eos_id),
         pad_id=experiment.tokenizer.pad_id,
     )
-
-
-def texts_of(experiment, rollouts, prompt_texts):
-    """Flat lists of prompts and completions `[B * R]`, and whether each ended by itself, as host values."""
-    tokens_BRC, mask_BRC, ended_BR = meshes.fetch((rollouts.tokens_BRC, rollouts.mask_BRC, rollouts.ended_BR))
-    _, R, C = tokens_BRC.shape
-    completions = decode_completions(experiment.tokenizer, tokens_BRC.reshape(-1, C), mask_BRC.reshape(-1, C))
-    return [text for text in prompt_texts for _ in range(R)], completions, ended_BR.reshape(-1)

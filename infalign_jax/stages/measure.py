@@ -9,8 +9,8 @@ import numpy as np
 from infalign_jax.core.masking import masked_sum
 from infalign_jax.models import transformer
 from infalign_jax.sampling.log_probs import token_statistics
-from infalign_jax.stages.experiment import draw, texts_of
-from infalign_jax.stages.reward import score
+from infalign_jax.stages.experiment import draw
+from infalign_jax.stages.scoring import first_completions, score_rollouts
 from infalign_jax.training import mesh as meshes
 
 MAX_ALPHA = 1.1  # a policy is extrapolated at most 10 % beyond what was trained
@@ -22,7 +22,7 @@ class Measurement(NamedTuple):
     alpha: weight of the trained policy in the interpolation with the reference.
     kl_P: exact KL to the reference, nats per sequence, averaged over the prompt's responses.
     rewards: {'train': [P, M], 'gold': [P, M]}, by judge.
-    completions: M texts per prompt.
+    completions: M texts for each of the first prompts, those that the report shows.
     ended_PM: false where a response was cut at the limit.
     """
 
@@ -70,28 +70,24 @@ def make_step(experiment, reference_variables, prompts, judges):
     P, M, size = len(prompts.texts), config.evaluate.samples, config.evaluate.prompts_per_call
 
     def one_call(variables, rows, purpose):
-        rollouts = draw(experiment, variables, prompts, rows, rollouts=M, purpose=purpose)
+        rollouts = draw(experiment, variables, prompts, rows, rollouts=M, purpose=purpose, retiring=True)
         encoded = meshes.put_batch(experiment.mesh, (prompts.tokens_PS[rows], prompts.lengths_P[rows]))
         kl_BM = sequence_kl(
             experiment.model, variables, reference_variables, *encoded, rollouts.tokens_BRC, rollouts.mask_BRC
         )
-        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
-        scored = {  # by function: the training reward may be its own judge
-            judge: score(
-                judge, texts, completions, ended, truncated=config.sampling.truncated,
-                penalty=config.sampling.penalty, where=f"evaluate, judge {name}",
-            ).reshape(-1, M)
-            for judge, name in {judge: name for name, judge in judges.items()}.items()
-        }  # fmt: skip
-        rewards = {name: scored[judge] for name, judge in judges.items()}
-        return meshes.fetch(kl_BM), rewards, [completions[i : i + M] for i in range(0, len(completions), M)], ended
+        distinct = list(dict.fromkeys(judges.values()))  # the training reward may be its own judge
+        texts = [prompts.texts[i] for i in rows]
+        arrays, ended_BM = score_rollouts(experiment, rollouts, texts, distinct, "evaluate")
+        rewards = {name: arrays[distinct.index(judge)] for name, judge in judges.items()}
+        completions = first_completions(experiment, rollouts, min(size, config.evaluate.show - rows[0]))
+        return meshes.fetch(kl_BM), rewards, completions, ended_BM
 
     def step(variables, purpose, alpha):
         # The last call is filled up with prompts from the front, so that every call has one shape.
         calls = [one_call(variables, np.arange(i, i + size) % P, purpose) for i in range(0, P, size)]
         kl_PM = np.concatenate([call[0] for call in calls])[:P]
         rewards = {name: np.concatenate([call[1][name] for call in calls])[:P] for name in judges}
-        ended_PM = np.concatenate([call[3].reshape(-1, M) for call in calls])[:P]
+        ended_PM = np.concatenate([call[3] for call in calls])[:P]
         return Measurement(alpha, kl_PM.mean(1), rewards, [row for call in calls for row in call[2]][:P], ended_PM)
 
     return step
