@@ -81,7 +81,7 @@ def run(config, given):
     chip, names = chips.chip_of(given["topology"]), _names(given["steps"])
     if not -1 <= given["effort"] <= 1:
         raise ValueError(f"--effort is {given['effort']}; it must be from -1 to 1")
-    chips.pretend()
+    chips.pretend(given["topology"].partition(":")[0])
     from infalign_jax.scale import measure, report
     from infalign_jax.scale.steps import steps
     from infalign_jax.training.mesh import make_mesh
