@@ -72,6 +72,7 @@ def test_inspect_run(workdir):
         from infalign_jax import main
         from tests import tiny
 
+        workdir += "_tiny"
         main.run("run", tiny.get_config(), workdir)
     printed, pictures = execute("inspect_run", WORKDIR=workdir)
     assert pictures == 3 and "everything is done" in printed and "p-value of uniformity" in printed
