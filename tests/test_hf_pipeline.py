@@ -160,3 +160,44 @@ def test_what_does_not_fit_a_folder_is_refused(model, tmp_path):
             config.update_from_flattened_dict(changes)
         with pytest.raises(ValueError, match=words):
             settings.resolve(config, tmp_path)
+
+
+@pytest.mark.slow  # tests/peers compares the scores themselves with transformers'
+def test_the_whole_pipeline_with_a_classifier_as_reward_and_judge(model, tmp_path):
+    """Rewards of a Hugging Face classifier with a tokeniser of its own, and a chat template, from `sft` to `evaluate`."""
+    texts = [
+        "the red fox runs over the hill",
+        "a garden , an ocean and a city : plain",
+        "oak moss trail owl pine wave reef",
+    ]
+    for name, layout, seed in (("reward", hf_model.QWEN3, 1), ("judge", hf_model.GEMMA2, 2)):
+        hf_model.write(tmp_path / name, layout, texts, kind="bpe", reward_head=True, seed=seed)
+    (tmp_path / "reward" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }} : {{ m.content | trim }}\n{% endfor %}"
+    )
+    config = recipe(model, 2)
+    with config.unlocked():
+        config.reward, config.judge = f"hf:{tmp_path / 'reward'}", f"hf:{tmp_path / 'judge'}"
+        config.prefix_scorer.enabled, config.prefix_scorer.steps = True, 3
+        config.evaluate.samples, config.evaluate.best_of, config.evaluate.worst_of = 4, (4,), ()
+        config.evaluate.headline, config.evaluate.curve, config.evaluate.kl_tolerance = "best_of(4)", (), 1.0
+    main.run("run", config, tmp_path / "run")
+    table = np.load(tmp_path / "run" / "calibrate" / "table.npz")["rewards"]
+    prompts = json.loads((tmp_path / "run" / "calibrate" / "prompts.json").read_text())["prompts"]
+    assert len(prompts) == len(table) and np.unique(table).size > table.shape[0]
+    rows = json.loads((tmp_path / "run" / "evaluate" / "results.json").read_text())
+    assert {row["judge"] for row in rows} == {"train", "gold"} and all(0 <= row["win_rate"] <= 1 for row in rows)
+
+    # The same rewards from the shell, by the same classifier; the scorer of the run decodes.
+    (tmp_path / "prompts.txt").write_text(prompts[0] + "\n")
+    folder = tmp_path / "run" / "align" / "identity" / "seed_0"
+    flags = {
+        "policy": folder / "hf", "reward": config.reward, "prompts": tmp_path / "prompts.txt", "out": tmp_path / "out.jsonl",
+        "table": tmp_path / "run" / "calibrate", "scorer": tmp_path / "run" / "prefix_scorer",
+        "procedure": "blockwise(2,4)", "max_tokens": 8,
+    }  # fmt: skip
+    main.main(["generate", *[f"--{name}={value}" for name, value in flags.items()]])
+    (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert row["calibrated_by"] == "table" and len(row["blocks"][0]["candidates"]) == 2
+    u = np.mean((table[0] < np.float32(row["reward"])) + 0.5 * (table[0] == np.float32(row["reward"])))
+    assert row["calibrated"] == pytest.approx(u)
