@@ -89,7 +89,11 @@ def lines(rows):
 
 
 def split_names(text):
-    """The names between the commas that stand outside brackets: 'log,optimal' but also 'optimal(randomized(a,b))'."""
+    """The names between the commas that stand outside brackets: 'log,optimal' but also 'optimal(randomized(a,b))'.
+
+    >>> split_names("log, average_of(best_of(1),best_of(2))")
+    ['log', 'average_of(best_of(1),best_of(2))']
+    """
     names, depth = [""], 0
     for letter in text:
         depth += (letter == "(") - (letter == ")")

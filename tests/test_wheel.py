@@ -1,5 +1,7 @@
 """What is shipped: a wheel that works in a clean environment without the repository; one version everywhere; docs that exist."""
 
+import doctest
+import importlib
 import pathlib
 import re
 import shutil
@@ -49,6 +51,12 @@ def test_keys_that_a_page_names_are_keys_of_the_config(page):
     config = base.get_config()
     for section, key in re.findall(r"config\.([a-z_]+)\.([a-z_]+)", (ROOT / "docs" / page).read_text()):
         assert key in config[section] or key == "stepz", f"{page} names config.{section}.{key}"
+
+
+@pytest.mark.parametrize("name", ["shaping", "references", "frontier_table"])
+def test_examples_in_docstrings(name):
+    tried = doctest.testmod(importlib.import_module(f"infalign_jax.{name}"))
+    assert tried.attempted and not tried.failed
 
 
 @pytest.mark.slow
