@@ -1,4 +1,4 @@
-"""Run as a program: the align step and the sampler on one device and on meshes of eight, compared.
+"""Run as a program: the align step and the sampler on one device and on meshes of eight, compared; one with microbatches.
 
 Prints one JSON object: for each mesh, the largest relative differences from one device, and whether the tokens are the same.
 """
@@ -28,7 +28,7 @@ MESHES = {"data": dict(data=8, fsdp=1, tensor=1), "all": dict(data=2, fsdp=2, te
 B, R, S, C, K = 8, 4, 6, 5, 16
 
 
-def run(sizes, devices):
+def run(sizes, devices, microbatches=1):
     """Loss, gradients, parameters after five SGD steps, and tokens of a rollout, on one mesh."""
     mesh = meshes.make_mesh(sizes, devices)
     rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def run(sizes, devices):
     optimizer = optax.sgd(0.1, momentum=0.5)  # after one step its momentum is the gradient
     state = init_state(variables, optimizer, beta)
     state = jax.device_put(state, state_shardings(mesh, state, shardings))
-    step = align.make_step(MODEL, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=1)
+    step = align.make_step(MODEL, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=1, microbatches=microbatches)
     state, first = step(state, reference, batch, shaping)
     gradients = meshes.fetch(state.optimizer)
     for _ in range(4):
@@ -77,7 +77,7 @@ if __name__ == "__main__":
     loss, gradients, variables, tokens = run(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     report = {}
     for name, sizes in MESHES.items():
-        other = run(sizes, jax.devices())
+        other = run(sizes, jax.devices(), microbatches=2 if name == "all" else 1)
         report[name] = {
             "loss": abs(float(other[0] - loss)) / abs(float(loss)),
             "gradients": relative(other[1], gradients),

@@ -10,15 +10,14 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from infalign_jax import aot, recipe
 from infalign_jax.models import config as model_config
-from infalign_jax.models import lora, transformer
+from infalign_jax.models import transformer
 from infalign_jax.scale import chips, hlo, libtpu_flags, table, work
-from infalign_jax.stages import align, settings
-from infalign_jax.training.state import init_state
+from infalign_jax.stages import settings
+from infalign_jax.training.accumulation import accumulate
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
@@ -207,37 +206,25 @@ def test_work_of_a_step_follows_the_mesh_and_the_microbatches():
     assert work.sampling(MODEL, sizes, 0).exchange < 16 * 4 * total
 
 
-def _one_step(microbatches, adapters):
+def test_gradient_accumulation_changes_nothing():
+    """The whole align step with microbatches is compared, on a mesh, in tests/multi_device.py; here every share of a batch."""
     rng = np.random.default_rng(0)
-    B, R, S, C, K = 8, 4, 6, 5, 16
-    reference = transformer.init(MODEL, jax.random.key(1))
-    trained = lora.init(MODEL, jax.random.key(2), 2, ("q", "up")) if adapters else jax.tree.map(jnp.copy, reference)
-    trained = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), trained)
-    batch = {
-        "prompt_tokens": rng.integers(3, 48, (B, S)).astype(np.int32),
-        "prompt_lengths": rng.integers(1, S + 1, B).astype(np.int32),
-        "tokens": rng.integers(3, 48, (B, R, C)).astype(np.int32),
-        "mask": (rng.random((B, R, C)) < 0.9).astype(np.float32),
-        "ended": (rng.random((B, R)) < 0.5).astype(np.float32),
-        "rewards": rng.normal(size=(B, R)).astype(np.float32),
-        "table": np.sort(rng.normal(size=(B, K)).astype(np.float32), 1),
-    }
-    shaping, beta = align.method_shaping("exponential(10)", np.sort(rng.normal(size=(64, K)), 1), 0.5)
-    optimizer = optax.sgd(1.0)  # the change of the parameters is the gradient
-    step = align.make_step(
-        MODEL, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=0, tails="exponential", microbatches=microbatches
-    )
-    state, metrics = step(init_state(trained, optimizer, beta), reference, batch, shaping)
-    return jax.tree.leaves((state.variables, state.log_beta)), metrics
+    weights = {"w": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32), "b": jnp.asarray([0.1, -0.2], jnp.bfloat16)}
+    batch = {"x": rng.normal(size=(12, 3)).astype(np.float32), "y": rng.normal(size=(12, 2)).astype(np.float32)}
 
+    def loss(weights, batch):
+        error = jnp.tanh(batch["x"] @ weights["w"] + weights["b"].astype(jnp.float32)) - batch["y"]
+        return (error**2).mean(), {"x": batch["x"].mean()}
 
-@pytest.mark.parametrize("adapters", [False, True])
-def test_gradient_accumulation_changes_nothing(adapters):
-    (whole, metrics), (parts, again) = _one_step(1, adapters), _one_step(4, adapters)
-    for a, b in zip(whole, parts, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
-    for name, value in metrics.items():
-        np.testing.assert_allclose(value, again[name], rtol=2e-5, atol=1e-6, err_msg=name)
+    def of(parts):
+        return jax.jit(lambda w, b: accumulate(jax.grad(loss, has_aux=True), w, b, parts))(weights, batch)
+
+    for parts in (2, 3, 12):
+        (gradients, metrics), (again, others) = of(1), of(parts)
+        np.testing.assert_allclose(gradients["w"], again["w"], rtol=1e-6, atol=1e-7)
+        assert again["b"].dtype == jnp.bfloat16
+        np.testing.assert_allclose(gradients["b"].astype(np.float32), again["b"].astype(np.float32), rtol=2**-7)
+        np.testing.assert_allclose(metrics["x"], others["x"], rtol=1e-5)
 
 
 def test_microbatches_divide_the_prompts():

@@ -1,11 +1,13 @@
 """TPU chips and slices as data: what the vendor publishes of each generation, and descriptions of slices without hardware."""
 
 import os
+import time
 from typing import NamedTuple
 
 from infalign_jax.scale import libtpu_flags
 
 GIB = 2**30
+_TRIES, _PAUSE = 7, 5.0  # to get libtpu to itself, and seconds between them
 
 
 class Chip(NamedTuple):
@@ -68,11 +70,15 @@ def devices(topology, slices=1):
     chip_of(topology)
     if slices < 1:
         raise ValueError(f"--slices is {slices}; it must be at least 1")
-    try:
-        more = {"num_slices": slices} if slices > 1 else {}
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
-    except Exception as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(
-            f"topology {topology!r} cannot be described here: {first}; it takes infalign-jax[tpu], and one process at a time"
-        ) from error
+    more = {"num_slices": slices} if slices > 1 else {}
+    for left in reversed(range(_TRIES)):
+        try:
+            return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
+        except Exception as error:
+            if left and "ABORTED" in str(error):  # another process has libtpu's lock
+                time.sleep(_PAUSE)
+                continue
+            raise ValueError(
+                f"topology {topology!r} cannot be described here: {str(error).splitlines()[0]}; it takes infalign-jax[tpu], "
+                "and one process of a machine at a time"
+            ) from error
