@@ -143,7 +143,8 @@ def get_config():
     config.align.kl_rate = 0.15  # gain of the beta controller; 0 keeps the closed-form beta
     config.align.kl_warmup = 20  # steps before the controller starts
     config.align.save_every = 50  # steps between checkpoints
-    config.align.keep = 2  # checkpoints kept
+    config.align.keep = 2  # newest checkpoints kept
+    config.align.keep_best = 0  # best checkpoints kept besides: by mean score, corrected to the target KL
 
     config.evaluate = ConfigDict()
     config.evaluate.samples = 64  # M, responses per held-out prompt and policy
@@ -157,4 +158,5 @@ def get_config():
 
     config.log = ConfigDict()
     config.log.tensorboard = False  # also write TensorBoard events (needs the extra [tensorboard])
+    config.log.profile_steps = ()  # (first, last): steps of every training loop to trace for XProf and Perfetto; () is none
     return config.lock()

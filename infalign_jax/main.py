@@ -7,7 +7,7 @@ import sys
 from absl import flags, logging
 
 from infalign_jax import __version__, errors, recipe
-from infalign_jax.training import memory
+from infalign_jax.training import distributed, memory, preemption
 
 STAGES = {
     "sft": "infalign_jax.stages.sft",
@@ -55,6 +55,7 @@ flags
   --config.section.key=V   changes one key of the recipe: --config.align.steps=200
                            --config.align.methods="raw,exponential(10)"   --config.evaluate.best_of=2,4
                            configs/base.py lists every key with its meaning and legal values
+  --profile FIRST:LAST     traces these steps of every training loop, for XProf or Perfetto, into DIR/STAGE/profile
   --help, --version
 
 A stage that is done is skipped; one that was interrupted goes on where it stopped, with the same command.
@@ -74,7 +75,12 @@ def cli():
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has enough
         sys.exit(1)
+    except preemption.Preempted as notice:
+        if distributed.is_first():
+            print(f"infalign: {notice}", file=sys.stderr, flush=True)
     except (Exception, KeyboardInterrupt) as error:
+        if distributed.joined():
+            distributed.end(error)
         line = errors.sentence(error)
         if line is None:
             raise
@@ -103,6 +109,8 @@ def main(words):
         raise ValueError(f"command is {' '.join([command, *rest])!r}; legal are {', '.join(COMMANDS)}")
     if config is None or not workdir:
         raise ValueError(f"{'--config' if config is None else '--workdir'} is missing; see infalign --help")
+    distributed.start()
+    preemption.watch()
     run(command, config, workdir)
 
 

@@ -25,6 +25,8 @@ class Request(NamedTuple):
 def parse(arguments):
     """Reads `--config FILE --workdir DIR --config.section.key=value ...`, in any order, and loads the recipe.
 
+    `--profile FIRST:LAST` is short for `--config.log.profile_steps=(FIRST,LAST)`.
+
     Args:
       arguments: the words of a command line; a value follows its flag after `=` or as the next word.
 
@@ -43,12 +45,15 @@ def parse(arguments):
             continue
         name, equals, value = word.partition("=")
         name = name.lstrip("-")
-        if name not in ("config", "workdir") and not name.startswith("config."):
-            raise ValueError(f"there is no flag {word!r}; legal are --config, --workdir and --config.section.key=value")
+        if name not in ("config", "workdir", "profile") and not name.startswith("config."):
+            legal = "--config, --workdir, --profile and --config.section.key=value"
+            raise ValueError(f"there is no flag {word!r}; legal are {legal}")
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"--{name} has no value; write --{name}=VALUE")
             value = rest.pop(0)
+        if name == "profile":
+            name, value = "config.log.profile_steps", value.replace(":", ",")
         if name in given:
             raise ValueError(f"--{name} is given twice ({given[name]!r} and {value!r}); give it once")
         given[name] = value

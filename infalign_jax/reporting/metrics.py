@@ -3,7 +3,9 @@
 import json
 import math
 import os
-import pathlib
+import tempfile
+
+from etils import epath
 
 FILE = "metrics.jsonl"
 
@@ -19,12 +21,15 @@ class MetricsWriter:
     """
 
     def __init__(self, folder, start=0, *, tensorboard=False):
-        self.folder = pathlib.Path(folder)
+        self.folder = epath.Path(folder)
         self.board = _open_board(self.folder / "tensorboard", start) if tensorboard else None
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = self.folder / FILE
+        self.path, self.local = self.folder / FILE, self.folder / FILE
         _keep_before(self.path, start)
-        self.file = self.path.open("a", encoding="utf-8")
+        if "://" in os.fspath(self.path):  # nothing can be appended to an object in a bucket
+            self.local = epath.Path(tempfile.mkdtemp(prefix="infalign-metrics-")) / FILE
+            self.local.write_bytes(self.path.read_bytes() if self.path.exists() else b"")
+        self.file = open(os.fspath(self.local), "a", encoding="utf-8")
 
     def write(self, step, numbers):
         """One row of Python, numpy or jax scalars; non-finite ones are kept, as the text 'nan', 'inf' or '-inf'."""
@@ -35,9 +40,15 @@ class MetricsWriter:
             for name, value in numbers.items():
                 self.board.add_scalar(name, float(value), int(step))
 
+    def sync(self):
+        """Makes sure that the rows so far are in the folder: a bucket sees them only now."""
+        if self.local != self.path:
+            self.path.write_bytes(self.local.read_bytes())
+
     def close(self):
         """Closes the files; writing afterwards is an error."""
         self.file.close()
+        self.sync()
         if self.board is not None:
             self.board.close()
 
@@ -53,7 +64,7 @@ def read(folder):
 
     'nan', 'inf' and '-inf' come back as floats. ValueError with the line number when another line is broken.
     """
-    path = pathlib.Path(folder) / FILE
+    path = epath.Path(folder) / FILE
     return [
         {name: float(value) if isinstance(value, str) else value for name, value in row.items()} for row in _rows(path)
     ]
@@ -79,12 +90,9 @@ def _keep_before(path, start):
     if not path.exists():
         return
     text = "".join(json.dumps(row) + "\n" for row in _rows(path) if row["step"] < start)
-    spare = path.with_name(path.name + ".new")
-    with spare.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(spare, path)
+    spare = path.parent / f"{path.name}.new"
+    spare.write_text(text)
+    spare.replace(path)
 
 
 def _plain(value):

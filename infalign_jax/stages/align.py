@@ -27,15 +27,16 @@ from infalign_jax.stages.experiment import (
     encode_split,
     load_reference,
     open_experiment,
-    texts_of,
 )
 from infalign_jax.stages.policies import begin, describe, export, trained_shardings
-from infalign_jax.stages.reward import mean_reward, open_reward, score
+from infalign_jax.stages.reward import mean_reward, open_reward
+from infalign_jax.stages.scoring import score_rollouts
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.accumulation import accumulate
 from infalign_jax.training.loop import restore_or, train
 from infalign_jax.training.mesh import put_batch, replicated
 from infalign_jax.training.state import adam, apply_gradients, constant_then_linear, init_state, state_shardings
+from infalign_jax.training.stopwatch import Stopwatch
 
 UNCALIBRATED = ("raw", "raw_group_std")
 
@@ -209,20 +210,22 @@ def _align(inputs, method, seed, folder):
     experiment, config = inputs.experiment, inputs.experiment.config
     section, mesh = config.align, experiment.mesh
     shaping, beta = method_shaping(method, inputs.table_PK, section.target_kl * section.kl_margin)
-    advance = _advance(inputs, jax.device_put(shaping, replicated(mesh)), seed, f"align {method}, seed {seed}")
+    watch, target = Stopwatch(), section.target_kl * section.kl_margin
+    quality = functools.partial(return_at, kl=target) if section.keep_best else None
+    advance = _advance(inputs, jax.device_put(shaping, replicated(mesh)), seed, f"align {method}, seed {seed}", watch)
 
     def new_state(reference):
         return init_state(begin(experiment, reference, seed), inputs.optimizer, beta)
 
     shapes = jax.eval_shape(new_state, inputs.reference)
     shardings = state_shardings(mesh, shapes, trained_shardings(experiment))
-    with checkpoints.open_checkpoints(folder / "checkpoints", keep=section.keep) as manager:
+    with checkpoints.open_checkpoints(folder / "checkpoints", keep=section.keep, keep_best=section.keep_best) as manager:
         initial = functools.partial(jax.jit(new_state, out_shardings=shardings), inputs.reference)
         state = restore_or(initial, checkpoints.abstract(shapes, shardings), manager)
         state, last = train(
             state, advance, steps=section.steps, title=f"align {method}", folder=folder, manager=manager,
             save_every=section.save_every, shown=("reward", "calibrated", "kl", "beta"),
-            tensorboard=config.log.tensorboard,
+            watch=watch, quality=quality, **config.log,
         )  # fmt: skip
     checkpoints.save_variables(folder / "variables", state.variables)
     describe(experiment, folder)
@@ -231,7 +234,12 @@ def _align(inputs, method, seed, folder):
     return workdir.finish(folder, numbers, started)
 
 
-def _advance(inputs, shaping, seed, where):
+def return_at(metrics, kl):
+    """Mean score, corrected to the training's KL at the price beta of a nat: what a checkpoint is ranked by."""
+    return metrics["score"] - metrics["beta"] * (metrics["kl"] - kl)
+
+
+def _advance(inputs, shaping, seed, where, watch):
     """The work of one global step: `(step, state) -> (state, metrics)`, a function of the step and nothing before it."""
     experiment, prompts = inputs.experiment, inputs.prompts
     config, section = experiment.config, experiment.config.align
@@ -242,16 +250,20 @@ def _advance(inputs, shaping, seed, where):
         rows = batches(step)
         policy = {**inputs.reference, **state.variables}
         rollouts = draw(experiment, policy, prompts, rows, rollouts=section.rollouts, purpose=purpose, step=step)
-        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
-        rewards = score(
-            inputs.reward, texts, completions, ended, truncated=config.sampling.truncated,
-            penalty=config.sampling.penalty, where=f"{where}, step {step}",
-        )  # fmt: skip
+        jax.block_until_ready(state.step)  # the rollouts are queued behind the update before
+        watch.lap(step - 1, "update")
+        jax.block_until_ready(rollouts.tokens_BRC)
+        watch.lap(step, "rollout")
+        texts = [prompts.texts[i] for i in rows]
+        (rewards_BR,), ended_BR = score_rollouts(
+            experiment, rollouts, texts, [inputs.reward], f"{where}, step {step}"
+        )
+        watch.lap(step, "reward")
         on_host = {
             "prompt_tokens": prompts.tokens_PS[rows],
             "prompt_lengths": prompts.lengths_P[rows],
-            "rewards": rewards.reshape(len(rows), -1),
-            "ended": ended.reshape(len(rows), -1).astype(np.float32),
+            "rewards": rewards_BR,
+            "ended": ended_BR.astype(np.float32),
             "table": inputs.table_PK[rows],
         }
         batch = {"tokens": rollouts.tokens_BRC, "mask": rollouts.mask_BRC, **put_batch(experiment.mesh, on_host)}

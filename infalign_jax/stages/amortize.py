@@ -81,7 +81,7 @@ def train_head(experiment, arrays, folder, name="amortize"):
         name=name,
         folder=folder,
         shown=("loss",),
-        tensorboard=experiment.config.log.tensorboard,
+        log=experiment.config.log,
     )
 
 

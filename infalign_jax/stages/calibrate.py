@@ -16,6 +16,7 @@ from infalign_jax.stages.experiment import draw, encode_split, load_reference, o
 from infalign_jax.stages.reward import mean_reward, open_reward
 from infalign_jax.stages.scoring import score_rollouts
 from infalign_jax.training import workdir
+from infalign_jax.training.distributed import is_first
 
 PROMPTS = "prompts.json"  # the texts of the table's rows, for those who read a table without the data it was made on
 
@@ -114,7 +115,7 @@ def run(config):
     variables = load_reference(experiment)
     reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
     step, parts = make_step(experiment, variables, reward, prompts), []
-    with Progress(P, "calibrate") as bar:
+    with Progress(P, "calibrate", quiet=not is_first()) as bar:
         for first in range(0, P, size):
             path = folder / "parts" / f"{first:08d}.npz"
             if not workdir.has(path):

@@ -61,4 +61,5 @@ def classifier_reward(spec, mesh, *, dialogues=None, **how):
             calls.append(meshes.fetch(score(variables, *batch)))
         return np.concatenate(calls)[:n]
 
+    reward.on_mesh = True
     return reward

@@ -21,6 +21,7 @@ from infalign_jax.stages.measure import at_equal_kl, make_step, pool
 from infalign_jax.stages.policies import interpolate, load_trained
 from infalign_jax.stages.reward import open_reward
 from infalign_jax.training import workdir
+from infalign_jax.training.distributed import is_first
 
 
 def run(config):
@@ -39,7 +40,7 @@ def run(config):
     base = step(reference, "evaluate/reference", 0.0)
     start = step(reference, "evaluate/policy", 0.0)  # every curve begins here: no KL, and a win rate of about one half
     curves, runs = {}, [(method, seed) for method in config.align.methods for seed in config.align.seeds]
-    with Progress(len(runs), "evaluate") as bar:
+    with Progress(len(runs), "evaluate", quiet=not is_first()) as bar:
         for count, (method, seed) in enumerate(runs):
             trained = load_trained(experiment, method_folder(experiment.workdir, method, seed) / "variables")
 
@@ -66,9 +67,11 @@ def run(config):
     for name, value in files.items():
         workdir.write_json(folder / f"{name}.json", value)
     shown = [row for row in files["comparisons"] if _is_headline(row, files["summary"]["headline"])]
-    report = html.write_report(folder)
-    figures.save(figures.pictures(records.read(folder)), folder / "figures")
-    print(tables.win_rates(files["results"]), tables.differences(shown), f"report: {report}", sep="\n\n")
+    report = folder / "report.html"
+    if is_first():
+        html.write_report(folder)
+        figures.save(figures.pictures(records.read(folder)), folder / "figures")
+        print(tables.win_rates(files["results"]), tables.differences(shown), f"report: {report}", sep="\n\n")
     return workdir.finish(folder, {"asked": asked, "report": str(report)}, started)
 
 

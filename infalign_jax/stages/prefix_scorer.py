@@ -21,8 +21,9 @@ from infalign_jax.core.calibration import calibrate
 from infalign_jax.core.masking import masked_mean
 from infalign_jax.models import heads
 from infalign_jax.stages.calibrate import load_table
-from infalign_jax.stages.experiment import draw, encode_split, load_reference, open_experiment, texts_of
-from infalign_jax.stages.reward import open_reward, reward_shapes, score
+from infalign_jax.stages.experiment import draw, encode_split, load_reference, open_experiment
+from infalign_jax.stages.reward import open_reward, reward_shapes
+from infalign_jax.stages.scoring import score_rollouts
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training import workdir
 from infalign_jax.training.seeds import key_for
@@ -93,7 +94,7 @@ def run(config):
         name="prefix-scorer",
         folder=folder,
         shown=("loss",),
-        tensorboard=config.log.tensorboard,
+        log=config.log,
     )
     held_out, rewards_PR = scored_rollouts(experiment, test, config.calibrate.rollouts + section.held_out)
     table_PK, rewards_PR = np.split(rewards_PR, [config.calibrate.rollouts], axis=1)
@@ -111,12 +112,9 @@ def scored_rollouts(experiment, prompts, count):
     for first in range(0, P, size):
         rows = np.arange(first, first + size) % P  # filled up from the front, so that every call has one shape
         rollouts = draw(experiment, reference, prompts, rows, rollouts=count, purpose="prefix-scorer")
-        texts, completions, ended = texts_of(experiment, rollouts, [prompts.texts[i] for i in rows])
-        rewards = score(
-            reward, texts, completions, ended, truncated=config.sampling.truncated,
-            penalty=config.sampling.penalty, where="prefix-scorer",
-        )  # fmt: skip
-        calls.append((*meshes.fetch((rollouts.tokens_BRC, rollouts.mask_BRC)), rewards.reshape(-1, count)))
+        texts = [prompts.texts[i] for i in rows]
+        (rewards_BR,), _ = score_rollouts(experiment, rollouts, texts, [reward], "prefix-scorer")
+        calls.append((*meshes.fetch((rollouts.tokens_BRC, rollouts.mask_BRC)), rewards_BR))
     tokens_PRC, mask_PRC, rewards_PR = (np.concatenate(parts)[:P] for parts in zip(*calls, strict=True))
     examples = {"tokens": tokens_PRC, "mask": mask_PRC.astype(bool)}
     return {"prompt_tokens": prompts.tokens_PS, "prompt_lengths": prompts.lengths_P, **examples}, rewards_PR

@@ -159,6 +159,7 @@ def learned_reward(experiment, folder):
         arrays = (encoded.tokens_NS, encoded.lengths_N, tokens_NC.reshape(len(firsts), R, -1), lengths_BR)
         return meshes.fetch(apply(variables, *meshes.put_batch(experiment.mesh, arrays))).reshape(-1)
 
+    reward.on_mesh = True
     return reward
 
 

@@ -73,7 +73,7 @@ def _train(experiment, name, pairs):
         name=name.replace("_", "-"),
         folder=folder,
         shown=("loss", "accuracy"),
-        tensorboard=config.log.tensorboard,
+        log=config.log,
     )
     return workdir.finish(folder, {"pairs": len(pairs), **last, **_held_out(experiment, variables)}, started)
 

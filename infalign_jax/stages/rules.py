@@ -53,5 +53,15 @@ def devices():
     return (lambda v: _is_whole(v) and (1 <= v <= LARGEST or v == -1)), "-1 or an integer of at least 1"
 
 
+def steps():
+    """The first and the last of some steps, or none."""
+
+    def legal(v):
+        pair = isinstance(v, (tuple, list)) and len(v) in (0, 2) and all(_is_whole(n) and 0 <= n <= LARGEST for n in v)
+        return pair and (not v or v[0] <= v[1])
+
+    return legal, "() or (FIRST, LAST) with 0 <= FIRST <= LAST"
+
+
 def _is_whole(v):
     return isinstance(v, int) and not isinstance(v, bool)

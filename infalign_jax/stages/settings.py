@@ -15,7 +15,7 @@ from infalign_jax.stages.architecture import architecture, from_folder
 from infalign_jax.stages.classifier import PREFIX
 from infalign_jax.stages.prefix_scorer import TARGETS
 from infalign_jax.stages.reward import TRUNCATED, python_reward
-from infalign_jax.stages.rules import devices, flag, one_of, real, text, tuple_of, whole
+from infalign_jax.stages.rules import devices, flag, one_of, real, steps, text, tuple_of, whole
 
 _TRAINING = {
     "steps": whole(1),
@@ -87,6 +87,7 @@ RULES = {
         "kl_warmup": whole(0),
         "save_every": whole(1),
         "keep": whole(1),
+        "keep_best": whole(0),
     },
     "evaluate": {
         "samples": whole(2),
@@ -98,7 +99,7 @@ RULES = {
         "kl_tolerance": real(0, 1, open_low=True),
         "show": whole(0),
     },
-    "log": {"tensorboard": flag()},
+    "log": {"tensorboard": flag(), "profile_steps": steps()},
 }  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def run(config):
         name="sft",
         folder=folder,
         shown=("loss", "perplexity"),
-        tensorboard=config.log.tensorboard,
+        log=config.log,
     )
     describe(experiment, folder)
     export(experiment, variables, {}, folder)

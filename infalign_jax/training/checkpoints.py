@@ -6,25 +6,53 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from orbax.checkpoint import checkpoint_managers as managers
+
+from infalign_jax.training.distributed import everyone, many
+from infalign_jax.training.preemption import Preempted
 
 
 @contextlib.contextmanager
-def open_checkpoints(folder, *, keep=2):
-    """An Orbax manager that keeps the newest `keep` steps; waits for pending saves when it closes."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+def open_checkpoints(folder, *, keep=2, keep_best=0):
+    """An Orbax manager that keeps the newest `keep` steps and, besides, the `keep_best` of the highest quality.
+
+    It waits for pending saves when it closes, except where an error ends one of several processes: the others may be gone.
+    """
+    policies = [managers.LatestN(n=keep)]
+    if keep_best:
+        policies.append(managers.BestN(get_metric_fn=_quality, n=keep_best, keep_checkpoints_without_metrics=False))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=managers.AnyPreservationPolicy(policies),
+        best_fn=_quality if keep_best else None,
+        enable_async_checkpointing=True,
+    )
     manager = ocp.CheckpointManager(epath.Path(folder).resolve(), options=options)
+    # The loop asks for notices of preemption itself; asked with other numbers, JAX's service would lose count.
+    manager.reached_preemption = lambda step: False
     try:
         yield manager
-    finally:
-        manager.wait_until_finished()
-        manager.close()
+    except BaseException as error:
+        if not many() or isinstance(error, Preempted):
+            _close(manager)
+        raise
+    _close(manager)
 
 
-def save(manager, step, state):
+def _close(manager):
+    manager.wait_until_finished()
+    manager.close()
+
+
+def _quality(metrics):
+    return metrics["quality"]
+
+
+def save(manager, step, state, quality=None):
     """Starts saving `state` as `step` in the background; replaces a checkpoint of that step that could not be read."""
     if step in manager.all_steps():
         manager.delete(step)
-    manager.save(step, args=ocp.args.StandardSave(state))
+    metrics = None if quality is None else {"quality": quality}
+    manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
 
 def restore_latest(manager, abstract_state):
@@ -37,13 +65,15 @@ def restore_latest(manager, abstract_state):
     """
     error = None
     for step in sorted(manager.all_steps(), reverse=True):
+        state, caught = None, None
         try:
-            return manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
-        except Exception as caught:
-            error = caught
-            logging.error(
-                "checkpoint %s/%d cannot be read (%s); trying the one before it", manager.directory, step, error
-            )
+            state = manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        except Exception as raised:
+            caught = raised
+        if everyone(caught is None):
+            return state
+        error = caught or OSError("another process cannot read its part of it")
+        logging.error("checkpoint %s/%d cannot be read (%s); trying the one before it", manager.directory, step, error)
     if error is not None:
         raise ValueError(
             f"no checkpoint in {manager.directory} can be read ({_first_line(error)}); delete that folder to begin the "

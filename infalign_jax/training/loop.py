@@ -1,12 +1,16 @@
 """The host loop of every training stage: step, report, save, stop."""
 
+import contextlib
 import math
 import time
 
 from infalign_jax.reporting.metrics import MetricsWriter
 from infalign_jax.reporting.progress import Progress
-from infalign_jax.training import checkpoints
+from infalign_jax.training import checkpoints, preemption
+from infalign_jax.training.distributed import is_first
 from infalign_jax.training.mesh import fetch
+from infalign_jax.training.profile import Tracer
+from infalign_jax.training.stopwatch import Stopwatch, memory_peaks
 
 
 def restore_or(initial_state, abstract_state, manager):
@@ -15,11 +19,15 @@ def restore_or(initial_state, abstract_state, manager):
     return initial_state() if state is None else state
 
 
-def train(state, advance, *, steps, title, folder, manager, save_every, shown, tensorboard=False):
+def train(
+    state, advance, *, steps, title, folder, manager, save_every, shown, tensorboard=False, profile_steps=(), watch=None,
+    quality=None,
+):  # fmt: skip
     """Runs `advance(step, state) -> (state, metrics)` from the state's step to `steps`.
 
     Metrics are fetched one step late, so that the host never waits for the device to report; they are all in, and all
-    finite, before a checkpoint is written, so no checkpoint ever holds a state that has gone wrong.
+    finite, before a checkpoint is written, so no checkpoint ever holds a state that has gone wrong. On a notice of
+    preemption the state is saved at once.
 
     Args:
       state: `TrainState` to start from.
@@ -31,16 +39,26 @@ def train(state, advance, *, steps, title, folder, manager, save_every, shown, t
       save_every: steps between checkpoints; the last step is always saved.
       shown: names of the metrics on the progress bar.
       tensorboard: also write TensorBoard events.
+      profile_steps: () or (FIRST, LAST), the steps to trace.
+      watch: `Stopwatch` whose laps `advance` takes; its phases go into the metrics.
+      quality: `metrics -> float`, by which a manager that keeps the best checkpoints ranks them: higher is better. A
+        checkpoint gets its mean over the steps since the one before.
 
     Returns:
       The final state and the last step's metrics.
 
     Raises:
       FloatingPointError: a metric is not finite; names it and the step.
+      Preempted: on a notice of preemption, when everything is saved.
     """
-    start, last, pending = int(fetch(state.step)), {}, None
-    with MetricsWriter(folder, start=start, tensorboard=tensorboard) as writer, Progress(steps, title, start) as bar:
+    start, last, pending, qualities = int(fetch(state.step)), {}, None, []
+    watch, tracer = watch or Stopwatch(), Tracer(folder, profile_steps)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(MetricsWriter(folder, start=start, tensorboard=tensorboard)) if is_first() else None
+        bar = stack.enter_context(Progress(steps, title, start, quiet=not is_first()))
+        stack.callback(tracer.close)
         clock = time.perf_counter()
+        watch.skip()
 
         def report(step, metrics):
             nonlocal clock
@@ -51,17 +69,37 @@ def train(state, advance, *, steps, title, folder, manager, save_every, shown, t
                         f"{title}: {name} is {value} at step {step}; the last checkpoint is intact"
                     )
             now = time.perf_counter()
-            values["seconds"], clock = now - clock, now
-            writer.write(step, values)
+            times = {"seconds": now - clock, **watch.take(step), **memory_peaks()}
+            clock = now
+            if quality is not None:
+                qualities.append(quality(values))
+            if writer is not None:
+                writer.write(step, {**values, **times})
             bar.update(step + 1, {name: values[name] for name in shown})
-            return values
+            return {**values, "seconds": times["seconds"]}
 
         for step in range(start, steps):
+            tracer.before(step)
             state, metrics = advance(step, state)
             if pending is not None:
                 last = report(*pending)
             pending = (step, metrics)
-            if (step + 1) % save_every == 0 or step + 1 == steps:
-                last, pending = report(*pending), None
-                checkpoints.save(manager, step + 1, state)
+            tracer.after(step, metrics)
+            leaving = preemption.noticed() and step + 1 < steps
+            if leaving or (step + 1) % save_every == 0 or step + 1 == steps:
+                metrics = fetch(metrics)  # the update is over when its numbers are here
+                watch.lap(step, "update")
+                last, pending = report(step, metrics), None
+                checkpoints.save(manager, step + 1, state, _mean(qualities))
+                qualities.clear()
+                watch.lap(step + 1, "checkpoint")
+                if writer is not None:
+                    writer.sync()
+            if leaving:
+                manager.wait_until_finished()
+                preemption.stop(f"{title}, step {step + 1} of {steps}")
     return state, last
+
+
+def _mean(values):
+    return sum(values) / len(values) if values else None

@@ -27,7 +27,7 @@ def make_supervised_step(loss, optimizer):
 
 
 def fit(
-    make_step, init_variables, shardings, arrays, *, start=(), mesh, section, seed, name, folder, shown, tensorboard
+    make_step, init_variables, shardings, arrays, *, start=(), mesh, section, seed, name, folder, shown, log
 ):
     """Trains variables on examples drawn by the global step; resumes from the newest checkpoint in `folder`.
 
@@ -42,7 +42,7 @@ def fit(
       seed, name: the order of the examples is a function of both.
       folder: where checkpoints, metrics and the final variables (`<folder>/variables`) go.
       shown: metrics on the progress bar.
-      tensorboard: also write TensorBoard events.
+      log: config section with `tensorboard` and `profile_steps`.
 
     Returns:
       The trained variables and the last step's metrics.
@@ -65,7 +65,7 @@ def fit(
         state = restore_or(functools.partial(initial, *start), checkpoints.abstract(shapes, shardings), manager)
         state, last = train(
             state, advance, steps=section.steps, title=name, folder=folder, manager=manager,
-            save_every=max(section.steps // 2, 1), shown=shown, tensorboard=tensorboard,
+            save_every=max(section.steps // 2, 1), shown=shown, **log,
         )  # fmt: skip
     checkpoints.save_variables(folder / "variables", state.variables)
     return state.variables, last

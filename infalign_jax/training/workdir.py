@@ -9,8 +9,9 @@ import socket
 import sys
 import time
 
-import jax
 from etils import epath
+
+from infalign_jax.training.distributed import agree, is_first, meet
 
 LOCK_FILE = "run.lock"
 
@@ -19,12 +20,29 @@ _FREE = ("log", "evaluate", "mesh", "judge")
 _REPAIR = "delete this file and start again: what is saved beside it is taken up"
 
 
+def write_bytes(path, data):
+    """Writes a file so that a reader sees the old one or the new one, never half of it (rename is atomic).
+
+    Of several processes the first writes; none goes on before it has. All of them must call this, with what is the same.
+    """
+    if is_first():
+        _replace(epath.Path(path), data)
+    meet(f"write {path}")
+
+
 def write_json(path, value):
-    """Writes JSON so that a reader sees the old file or the new one, never half of it (rename is atomic)."""
-    path = epath.Path(path)
+    """`write_bytes` of a JSON value."""
+    write_bytes(path, _as_json(value))
+
+
+def _as_json(value):
+    return (json.dumps(value, indent=1, default=float, allow_nan=False) + "\n").encode()
+
+
+def _replace(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{path.name}.tmp{jax.process_index() or ''}"  # the hosts of a pod share the folder
-    temporary.write_text(json.dumps(value, indent=1, default=float, allow_nan=False) + "\n")
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_bytes(data)
     temporary.replace(path)
 
 
@@ -60,7 +78,7 @@ def differences(old, new, prefix=""):
 def claim(config):
     """Makes the workdir, or takes it up again, records the config in it, and keeps other runs out of it meanwhile.
 
-    Of the processes of a pod the first one writes and holds the lock, for all.
+    Of several processes the first one writes and holds the lock, for all; the others come in after it.
 
     Args:
       config: nested dict of JSON values with the key `workdir`.
@@ -71,7 +89,8 @@ def claim(config):
     """
     workdir = epath.Path(config["workdir"])
     config = json.loads(json.dumps({key: value for key, value in config.items() if key != "workdir"}))
-    if jax.process_index() > 0:
+    if not is_first():
+        meet("claim the workdir")
         _check_same(workdir, config)
         yield
         return
@@ -80,9 +99,10 @@ def claim(config):
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_lock(workdir))
             _check_same(workdir, config)
-            write_json(workdir / "config.json", config)
+            _replace(workdir / "config.json", _as_json(config))
         except OSError as error:
             raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+        meet("claim the workdir")
         yield
 
 
@@ -93,7 +113,8 @@ def _check_same(workdir, config):
     old = {key: value for key, value in read_json(path).items() if key not in _FREE}
     changed = differences(old, {key: value for key, value in config.items() if key not in _FREE})
     # A method added to or dropped from the list leaves the others' runs valid, as does an optional stage.
-    free = ("align.methods:", "align.seeds:", "amortize.enabled:", "prefix_scorer:", "prefix_scorer.enabled:")
+    free = ("align.methods:", "align.seeds:", "amortize.enabled:", "prefix_scorer:", "prefix_scorer.enabled:", "baselines:")
+    free += ("align.keep:", "align.keep_best:", "align.save_every:")
     changed = [line for line in changed if not line.startswith(free)]
     if changed:
         raise ValueError(
@@ -180,9 +201,14 @@ def _write_lock(file, run):
 
 
 def done(folder):
-    """The result of a finished stage (the content of its `done.json`), or None."""
+    """The result of a finished stage (the content of its `done.json`), or None; what the first process sees, on all."""
     path = epath.Path(folder) / "done.json"
-    return read_json(path) if path.exists() else None
+    return agree(read_json(path) if is_first() and path.exists() else None)
+
+
+def has(path):
+    """Whether a file is there, as the first process sees it: for what is made where it is missing."""
+    return agree(is_first() and epath.Path(path).exists())
 
 
 def finish(folder, result, started):

@@ -1,0 +1,84 @@
+"""Rollouts to rewards: each process decodes and scores what its own devices have drawn, and all get the whole."""
+
+import numpy as np
+
+from infalign_jax.data.tokenize import decode_completions
+from infalign_jax.stages.reward import score
+from infalign_jax.training import mesh as meshes
+from infalign_jax.training.distributed import many
+
+
+def score_rollouts(experiment, rollouts, prompt_texts, rewards, where):
+    """Rewards of rollouts, checked, with cut responses treated as the config says.
+
+    A reward that runs on the mesh (a model of ours; it says so by an attribute `on_mesh`) is computed by all processes
+    together. Any other is called by each process with the rollouts of its own rows alone, so that slow rewards take as
+    many times less as there are hosts.
+
+    Args:
+      experiment: an `Experiment`.
+      rollouts: `Rollouts` of B prompts.
+      prompt_texts: B strings.
+      rewards: functions as from `open_reward`.
+      where: words for errors.
+
+    Returns:
+      A list of float32 [B, R], one for each of `rewards`, and ended_BR, bool; the same on every process.
+
+    Raises:
+      ValueError: as `score`; where another process raised it, that it did.
+    """
+    B, R, _ = rollouts.tokens_BRC.shape
+    ended_BR = meshes.fetch(rollouts.ended_BR)
+    own = _decode(experiment, rollouts, prompt_texts)
+    sampling, arrays = experiment.config.sampling, []
+    for reward in rewards:
+        on_mesh = many() and getattr(reward, "on_mesh", False)
+        rows, prompts, completions = _decode_all(experiment, rollouts, prompt_texts) if on_mesh else own
+        error, found = None, np.zeros(0, np.float32)
+        try:
+            if prompts:  # a process whose devices only repeat others' rows has none of its own
+                found = score(
+                    reward, prompts, completions, ended_BR[rows].reshape(-1), truncated=sampling.truncated,
+                    penalty=sampling.penalty, where=where,
+                )  # fmt: skip
+        except ValueError as raised:
+            if not many() or on_mesh:
+                raise
+            error, found = raised, np.full(len(prompts), np.nan, np.float32)
+        found_BR = found.reshape(len(rows), R)
+        arrays.append(found_BR if on_mesh else meshes.join_rows(rows, found_BR, B))
+        if error is not None:
+            raise error
+        if np.isnan(arrays[-1]).any():
+            raise ValueError(f"{where}: another process could not score its rollouts, and has said why")
+    return arrays, ended_BR
+
+
+def first_completions(experiment, rollouts, count):
+    """The R completions of each of the first `count` prompts, as lists of texts; the same on every process."""
+    R = rollouts.tokens_BRC.shape[1]
+    if count <= 0:
+        return []
+    texts = _texts(experiment, *(x[:count] for x in meshes.fetch((rollouts.tokens_BRC, rollouts.mask_BRC))))
+    return [texts[i : i + R] for i in range(0, len(texts), R)]
+
+
+def _decode(experiment, rollouts, prompt_texts):
+    """(rows, prompts, completions) of the rows that this process answers for; the last two are flat, `[rows * R]`."""
+    rows, arrays = meshes.own_rows(experiment.mesh, (rollouts.tokens_BRC, rollouts.mask_BRC))
+    return rows, _repeat(prompt_texts, rows, rollouts), _texts(experiment, *arrays)
+
+
+def _decode_all(experiment, rollouts, prompt_texts):
+    rows, arrays = np.arange(len(prompt_texts)), meshes.fetch((rollouts.tokens_BRC, rollouts.mask_BRC))
+    return rows, _repeat(prompt_texts, rows, rollouts), _texts(experiment, *arrays)
+
+
+def _repeat(prompt_texts, rows, rollouts):
+    return [prompt_texts[row] for row in rows for _ in range(rollouts.tokens_BRC.shape[1])]
+
+
+def _texts(experiment, tokens_BRC, mask_BRC):
+    C = tokens_BRC.shape[-1]
+    return decode_completions(experiment.tokenizer, tokens_BRC.reshape(-1, C), mask_BRC.reshape(-1, C))

@@ -1,0 +1,45 @@
+"""Notices that this machine is about to be taken away (SIGTERM): save, end with status 0, go on later."""
+
+import itertools
+import signal
+
+_polls = itertools.count()
+_asked = False
+
+
+class Preempted(Exception):
+    """Raised when all that a run needs to go on is saved; the command line ends with status 0."""
+
+
+def watch():
+    """Turns SIGTERM into a notice from now on. A second one ends the process.
+
+    With `jax.distributed` its own service catches the signal, on whichever process it arrives, and tells the others.
+    """
+    import jax
+
+    if jax.distributed.is_initialized():
+        return
+
+    def notice(number, _):
+        global _asked
+        _asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, notice)
+
+
+def noticed():
+    """Whether to save and stop now; the same answer on every process, which must all ask equally often."""
+    import jax
+
+    if not jax.distributed.is_initialized():
+        return _asked
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(next(_polls))
+
+
+def stop(where):
+    """Raises `Preempted` with what to say."""
+    raise Preempted(f"stopped on a notice of preemption ({where}); everything is saved, the same command goes on")

@@ -1,0 +1,43 @@
+"""Traces of some steps, for XProf, TensorBoard or Perfetto."""
+
+import pathlib
+import tempfile
+
+import jax
+from etils import epath
+
+FOLDER = "profile"
+
+
+class Tracer:
+    """Records the steps FIRST to LAST (inclusive) of a loop in `folder`/profile, one trace a process.
+
+    `before(step)` starts the trace where that is due; `after(step, values)` ends it, once `values` are computed. Without
+    steps both do nothing.
+    """
+
+    def __init__(self, folder, steps):
+        self.folder, self.steps, self.temporary = epath.Path(folder) / FOLDER, steps, None
+
+    def before(self, step):
+        if self.steps and self.temporary is None and self.steps[0] <= step <= self.steps[1]:
+            self.temporary = tempfile.TemporaryDirectory(prefix="infalign-profile-")
+            jax.profiler.start_trace(self.temporary.name, create_perfetto_trace=jax.process_index() == 0)
+
+    def after(self, step, values):
+        if self.temporary is not None and step >= self.steps[1]:
+            jax.block_until_ready(values)
+            self.close()
+
+    def close(self):
+        """Ends a trace that is running and moves its files into the workdir, which may be a bucket."""
+        if self.temporary is None:
+            return
+        jax.profiler.stop_trace()
+        root = pathlib.Path(self.temporary.name)
+        for file in sorted(path for path in root.rglob("*") if path.is_file()):
+            target = self.folder / file.relative_to(root).as_posix()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+        self.temporary.cleanup()
+        self.steps, self.temporary = (), None
