@@ -146,6 +146,14 @@ def get_config():
     config.align.keep = 2  # newest checkpoints kept
     config.align.keep_best = 0  # best checkpoints kept besides: by mean score, corrected to the target KL
 
+    config.baselines = ConfigDict()  # of the methods that docs/methods.md calls baselines
+    config.baselines.ppo_epochs = 2  # passes over each step's rollouts
+    config.baselines.ppo_minibatches = 2  # updates a pass; divides prompts_per_step
+    config.baselines.ppo_clip = 0.2  # how far a token's probability ratio may go before its gradient stops
+    config.baselines.ppo_decay = 0.95  # lambda of generalised advantages; 1 is Monte Carlo
+    config.baselines.bonbon_sft = 0.005  # weight of BoNBoN's likelihood term; the squared margin has the rest
+    config.baselines.bond_forward = 0.5  # weight of KL(best-of-n || policy) in BOND; KL(policy || best-of-n) has the rest
+
     config.evaluate = ConfigDict()
     config.evaluate.samples = 64  # M, responses per held-out prompt and policy
     config.evaluate.prompts_per_call = 64  # prompts sampled at once

@@ -44,6 +44,19 @@ def policy_gradient_loss(log_probs_BRC, mask_BRC, returns_BR):
     Raises:
       ValueError: fewer than two rollouts per prompt.
     """
+    return surrogate_loss(log_probs_BRC, mask_BRC, leave_one_out(returns_BR))
+
+
+def surrogate_loss(log_probs_BRC, mask_BRC, advantages_BR):
+    """`- mean_{b,r} A_br sum_c mask_brc log pi(y_brc | x_b, y_br<c)`: `policy_gradient_loss` for advantages that are made.
+
+    Args:
+      log_probs_BRC, mask_BRC: as there.
+      advantages_BR: float `[B, R]`, no gradient flows into them.
+
+    Returns:
+      Scalar whose gradient is that of the policy; its value means nothing.
+    """
     chex.assert_equal_shape([log_probs_BRC, mask_BRC])
-    advantages_BR = jax.lax.stop_gradient(leave_one_out(returns_BR))
+    advantages_BR = jax.lax.stop_gradient(advantages_BR)
     return -(advantages_BR * masked_sum(log_probs_BRC, mask_BRC)).mean()

@@ -1,6 +1,7 @@
 """Stage `align`: on-policy KL-regularised policy gradient on calibrated, transformed rewards (CTRL, arXiv 2412.19792)."""
 
 import functools
+import importlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,16 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax.core import optimal, transforms
-from infalign_jax.core.advantages import group_standardize
-from infalign_jax.core.calibration import calibrate
-from infalign_jax.core.kl_control import beta_from_samples, steer_log_beta
+from infalign_jax.core.advantages import leave_one_out
+from infalign_jax.core.kl_control import steer_log_beta
 from infalign_jax.core.masking import masked_sum
-from infalign_jax.core.policy_gradient import policy_gradient_loss, regularized_return
+from infalign_jax.core.policy_gradient import regularized_return, surrogate_loss
 from infalign_jax.data.batches import make_batches
 from infalign_jax.models import transformer
 from infalign_jax.sampling.log_probs import token_statistics
-from infalign_jax.stages import amortize, order
+from infalign_jax.stages import amortize, methods, order
 from infalign_jax.stages.calibrate import check_uniform, load_table
 from infalign_jax.stages.experiment import (
     Experiment,
@@ -30,6 +29,7 @@ from infalign_jax.stages.experiment import (
 )
 from infalign_jax.stages.policies import begin, describe, export, trained_shardings
 from infalign_jax.stages.reward import mean_reward, open_reward
+from infalign_jax.stages.scores import Shaping, method_shaping, shape_rewards, taken  # noqa: F401 (Shaping is for callers)
 from infalign_jax.stages.scoring import score_rollouts
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.accumulation import accumulate
@@ -38,36 +38,15 @@ from infalign_jax.training.mesh import put_batch, replicated
 from infalign_jax.training.state import adam, apply_gradients, constant_then_linear, init_state, state_shardings
 from infalign_jax.training.stopwatch import Stopwatch
 
-UNCALIBRATED = ("raw", "raw_group_std")
+
+def regularized_advantages(scores_BR, log_ratios_BR, beta):
+    """Leave-one-out advantages of `regularized_return`: the estimator of every method that scores rollouts one by one."""
+    return leave_one_out(regularized_return(scores_BR, log_ratios_BR, beta))
 
 
-class Shaping(NamedTuple):
-    """How a method turns rewards into scores. All of it is data, so that one compiled step serves every method.
-
-    phi_M: float32, the transform at the 2K + 1 values a rank among K can take, equally spaced in [0, 1]; between them,
-      where fitted tails put u, it is interpolated.
-    raw: 1.0 scores with `reward / reward_scale` instead of `phi(u)`.
-    reward_scale: reward units; the standard deviation of all reference rewards.
-    group_std: 1.0 divides each prompt's centred scores by their standard deviation (GRPO).
-    loss_scale: multiplies the loss; 1 / max(beta, 1) keeps a large starting beta from blowing up the gradient.
-    """
-
-    phi_M: jax.Array
-    raw: jax.Array
-    reward_scale: jax.Array
-    group_std: jax.Array
-    loss_scale: jax.Array
-
-
-def shape_rewards(rewards_BR, reference_rewards_BK, shaping, tails):
-    """Calibrate, transform: rewards to (scores_BR, u_BR), inside jit."""
-    u_BR = calibrate(rewards_BR, reference_rewards_BK, is_sorted=True, tails=tails)
-    phi_BR = jnp.interp(u_BR, jnp.linspace(0.0, 1.0, shaping.phi_M.shape[0]), shaping.phi_M)
-    scores_BR = jnp.where(shaping.raw > 0, rewards_BR / shaping.reward_scale, phi_BR)
-    return jnp.where(shaping.group_std > 0, group_standardize(scores_BR), scores_BR), u_BR
-
-
-def objective(model, variables, reference_variables, batch, shaping, beta, tails="flat"):
+def objective(
+    model, variables, reference_variables, batch, shaping, beta, tails="flat", advantages=regularized_advantages
+):
     """The surrogate loss of one batch of on-policy rollouts, and its metrics.
 
     Args:
@@ -79,6 +58,7 @@ def objective(model, variables, reference_variables, batch, shaping, beta, tails
       shaping: `Shaping`.
       beta: score units per nat.
       tails: how rewards beyond the table's extremes are calibrated, as in `calibrate`.
+      advantages: `(scores_BR, log_ratios_BR, beta) -> advantages_BR`.
     """
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["tokens"]
     variables = {**reference_variables, **variables}
@@ -90,8 +70,8 @@ def objective(model, variables, reference_variables, batch, shaping, beta, tails
     mask_BRC = batch["mask"]
     scores_BR, u_BR = shape_rewards(batch["rewards"], batch["table"], shaping, tails)
     log_ratios_BR = masked_sum(log_probs_BRC - reference_log_probs_BRC, mask_BRC)
-    returns_BR = regularized_return(scores_BR, log_ratios_BR, beta)
-    loss = shaping.loss_scale * policy_gradient_loss(log_probs_BRC, mask_BRC, returns_BR)
+    advantages_BR = advantages(scores_BR, log_ratios_BR, beta)
+    loss = shaping.loss_scale * surrogate_loss(log_probs_BRC, mask_BRC, advantages_BR)
     return loss, {
         "loss": loss,
         "reward": mean_reward(batch["rewards"]),
@@ -104,12 +84,13 @@ def objective(model, variables, reference_variables, batch, shaping, beta, tails
     }
 
 
-def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat", microbatches=1):
+def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat", microbatches=1, loss=objective):
     """The jitted step `(state, reference_variables, batch, shaping) -> (state, metrics)`; the state is donated.
 
     Everything between reward and update happens inside it: calibration, transform, leave-one-out advantage, gradient,
     optimiser and the controller of beta. Shardings follow the arguments. With several microbatches the gradient is the
-    mean of theirs, the same up to rounding, and activations are kept for one at a time.
+    mean of theirs, the same up to rounding, and activations are kept for one at a time. `loss` has the arguments and
+    results of `objective`.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -117,7 +98,7 @@ def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat", 
         beta = jnp.exp(state.log_beta)
 
         def loss_fn(variables, batch):
-            return objective(model, variables, reference_variables, batch, shaping, beta, tails)
+            return loss(model, variables, reference_variables, batch, shaping, beta, tails)
 
         gradients, metrics = accumulate(jax.grad(loss_fn, has_aux=True), state.variables, batch, microbatches)
         rate = jnp.where(state.step >= kl_warmup, kl_rate, 0.0)
@@ -128,7 +109,7 @@ def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat", 
     return step
 
 
-def build(config, model):
+def build(config, model, loss=objective):
     """(optimizer, step) of stage align, from a resolved config."""
     section = config.align
     optimizer = adam(constant_then_linear(section.learning_rate, section.steps, section.decay), section.clip_norm)
@@ -140,31 +121,9 @@ def build(config, model):
         kl_warmup=section.kl_warmup,
         tails=config.calibrate.tails,
         microbatches=section.microbatches,
+        loss=loss,
     )
     return optimizer, step
-
-
-def method_shaping(method, table_PK, target_kl):
-    """The `Shaping` of a method, and the beta it starts from.
-
-    Calibrated methods start from the closed form of their transform for a table of K rollouts; uncalibrated ones from
-    the beta that spends the target KL on the table's own rewards.
-
-    Raises:
-      ValueError: unknown method.
-    """
-    K = table_PK.shape[1]
-    if method in UNCALIBRATED:
-        scores_PK = table_PK / table_PK.std()
-        if method == "raw_group_std":
-            scores_PK = np.asarray(group_standardize(jnp.asarray(scores_PK)))
-        phi_M, beta = np.zeros(2 * K + 1), beta_from_samples(scores_PK, target_kl)
-    else:
-        phi, beta = optimal.resolve(method, kl=target_kl, calibration_samples=K)
-        phi_M = transforms.tabulate(phi, K)
-    raw = method in UNCALIBRATED
-    values = (phi_M, raw, table_PK.std() if raw else 1.0, method == "raw_group_std", 1.0 / max(beta, 1.0))
-    return Shaping(*(np.asarray(value, np.float32) for value in values)), beta
 
 
 class Inputs(NamedTuple):
@@ -202,6 +161,43 @@ def run(config):
     }
 
 
+class Trainer(NamedTuple):
+    """What distinguishes one method's training from another's.
+
+    optimizer: optax transformation of what trains.
+    beta: KL coefficient to start from, score units per nat.
+    begin: `reference variables -> variables that train`, pure.
+    shardings: where each of those lies on the mesh.
+    advance: `(step, state) -> (state, metrics)`, a function of the step and nothing before it.
+    policy: `variables that train -> those of the policy`.
+    shown: metrics on the progress bar.
+    """
+
+    optimizer: Any
+    beta: float
+    begin: Callable
+    shardings: Any
+    advance: Callable
+    policy: Callable = lambda variables: variables
+    shown: tuple = ("reward", "calibrated", "kl", "beta")
+
+
+def _open_trainer(inputs, method, seed, watch):
+    """The `Trainer` of a method: of a transform and what is close to it here, of other baselines in a file of their own."""
+    if module := methods.module(method):
+        return importlib.import_module(module).open_trainer(inputs, method, seed, watch)
+    experiment, section = inputs.experiment, inputs.experiment.config.align
+    shaping, beta = method_shaping(method, inputs.table_PK, section.target_kl * section.kl_margin)
+    shaping = jax.device_put(shaping, replicated(experiment.mesh))
+
+    def update(step, state, batch, rows):
+        return inputs.step(state, inputs.reference, batch, shaping)
+
+    advance = on_policy(inputs, method, seed, watch, update)
+    begun = functools.partial(begin, experiment, seed=seed)
+    return Trainer(inputs.optimizer, beta, begun, trained_shardings(experiment), advance)
+
+
 def _align(inputs, method, seed, folder):
     """Trains one policy, from the newest checkpoint in `folder` if there is one."""
     started = time.monotonic()
@@ -209,28 +205,30 @@ def _align(inputs, method, seed, folder):
         return result
     experiment, config = inputs.experiment, inputs.experiment.config
     section, mesh = config.align, experiment.mesh
-    shaping, beta = method_shaping(method, inputs.table_PK, section.target_kl * section.kl_margin)
     watch, target = Stopwatch(), section.target_kl * section.kl_margin
+    trainer = _open_trainer(inputs, method, seed, watch)
     quality = functools.partial(return_at, kl=target) if section.keep_best else None
-    advance = _advance(inputs, jax.device_put(shaping, replicated(mesh)), seed, f"align {method}, seed {seed}", watch)
 
     def new_state(reference):
-        return init_state(begin(experiment, reference, seed), inputs.optimizer, beta)
+        return init_state(trainer.begin(reference), trainer.optimizer, trainer.beta)
 
     shapes = jax.eval_shape(new_state, inputs.reference)
-    shardings = state_shardings(mesh, shapes, trained_shardings(experiment))
-    with checkpoints.open_checkpoints(folder / "checkpoints", keep=section.keep, keep_best=section.keep_best) as manager:
+    shardings = state_shardings(mesh, shapes, trainer.shardings)
+    with checkpoints.open_checkpoints(
+        folder / "checkpoints", keep=section.keep, keep_best=section.keep_best
+    ) as manager:
         initial = functools.partial(jax.jit(new_state, out_shardings=shardings), inputs.reference)
         state = restore_or(initial, checkpoints.abstract(shapes, shardings), manager)
         state, last = train(
-            state, advance, steps=section.steps, title=f"align {method}", folder=folder, manager=manager,
-            save_every=section.save_every, shown=("reward", "calibrated", "kl", "beta"),
+            state, trainer.advance, steps=section.steps, title=f"align {method}", folder=folder, manager=manager,
+            save_every=section.save_every, shown=trainer.shown,
             watch=watch, quality=quality, **config.log,
         )  # fmt: skip
-    checkpoints.save_variables(folder / "variables", state.variables)
+    trained = trainer.policy(state.variables)
+    checkpoints.save_variables(folder / "variables", trained)
     describe(experiment, folder)
-    export(experiment, inputs.reference, state.variables, folder)
-    numbers = {"method": method, "seed": seed, "steps": section.steps, "start_beta": beta, **last}
+    export(experiment, inputs.reference, trained, folder)
+    numbers = {"method": method, "seed": seed, "steps": section.steps, "start_beta": trainer.beta, **last}
     return workdir.finish(folder, numbers, started)
 
 
@@ -239,8 +237,16 @@ def return_at(metrics, kl):
     return metrics["score"] - metrics["beta"] * (metrics["kl"] - kl)
 
 
-def _advance(inputs, shaping, seed, where, watch):
-    """The work of one global step: `(step, state) -> (state, metrics)`, a function of the step and nothing before it."""
+def on_policy(inputs, method, seed, watch, update, policy=lambda variables: variables):
+    """The work of one global step, `(step, state) -> (state, metrics)`: rollouts of the policy, their rewards, an update.
+
+    Args:
+      inputs: `Inputs`.
+      method, seed: the run; random bits depend on the seed, the same for every method.
+      watch: `Stopwatch`.
+      update: `(step, state, batch, rows) -> (state, metrics)`; the batch is that of `objective`, rows are its prompts.
+      policy: `variables that train -> those of the policy`.
+    """
     experiment, prompts = inputs.experiment, inputs.prompts
     config, section = experiment.config, experiment.config.align
     purpose = f"align/{seed}"
@@ -248,26 +254,27 @@ def _advance(inputs, shaping, seed, where, watch):
 
     def advance(step, state):
         rows = batches(step)
-        policy = {**inputs.reference, **state.variables}
-        rollouts = draw(experiment, policy, prompts, rows, rollouts=section.rollouts, purpose=purpose, step=step)
+        variables = {**inputs.reference, **policy(state.variables)}
+        rollouts = draw(experiment, variables, prompts, rows, rollouts=section.rollouts, purpose=purpose, step=step)
         jax.block_until_ready(state.step)  # the rollouts are queued behind the update before
         watch.lap(step - 1, "update")
         jax.block_until_ready(rollouts.tokens_BRC)
         watch.lap(step, "rollout")
         texts = [prompts.texts[i] for i in rows]
         (rewards_BR,), ended_BR = score_rollouts(
-            experiment, rollouts, texts, [inputs.reward], f"{where}, step {step}"
+            experiment, rollouts, texts, [inputs.reward], f"align {method}, seed {seed}, step {step}"
         )
         watch.lap(step, "reward")
+        table_BK = inputs.table_PK[rows]
         on_host = {
             "prompt_tokens": prompts.tokens_PS[rows],
             "prompt_lengths": prompts.lengths_P[rows],
-            "rewards": rewards_BR,
+            "rewards": taken(method, rewards_BR, table_BK),
             "ended": ended_BR.astype(np.float32),
-            "table": inputs.table_PK[rows],
+            "table": taken(method, table_BK, table_BK),
         }
         batch = {"tokens": rollouts.tokens_BRC, "mask": rollouts.mask_BRC, **put_batch(experiment.mesh, on_host)}
-        return inputs.step(state, inputs.reference, batch, shaping)
+        return update(step, state, batch, rows)
 
     return advance
 

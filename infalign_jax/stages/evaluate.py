@@ -13,8 +13,8 @@ from infalign_jax.core.calibration import calibrate
 from infalign_jax.core.winrate import win_rate_per_prompt
 from infalign_jax.reporting import figures, html, records, tables
 from infalign_jax.reporting.progress import Progress
-from infalign_jax.stages import order
-from infalign_jax.stages.align import UNCALIBRATED, method_folder
+from infalign_jax.stages import methods, order
+from infalign_jax.stages.align import method_folder
 from infalign_jax.stages.calibrate import load_table
 from infalign_jax.stages.experiment import encode_split, load_reference, open_experiment
 from infalign_jax.stages.measure import at_equal_kl, make_step, pool
@@ -127,7 +127,7 @@ def _rows(config, curves, base, table_size=None):
 
 def theory_at(method, procedure, kl, calibration_samples=None):
     """Win rate of a method's exact optimum at this KL, for exact calibration or for tables of K rollouts; None without one."""
-    if method in UNCALIBRATED:
+    if methods.is_baseline(method):
         return None
     if kl < 1e-6:
         return 0.5
@@ -169,7 +169,7 @@ def _theory(config, max_kl):
         for kl in np.linspace(0.02, max_kl, 12):
             values = {"optimal": optimal.optimal_transform(procedure, kl=float(kl)).win_rate}
             for method in config.align.methods:
-                if method not in UNCALIBRATED and not method.startswith("optimal"):
+                if not methods.is_baseline(method) and not method.startswith("optimal"):
                     phi = transforms.from_name(method)
                     values[method] = theory.win_rate(procedure, phi, theory.beta_for_kl(phi, float(kl)))
             row = {"procedure": kind, "n": n, "kl": float(kl)}

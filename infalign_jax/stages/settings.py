@@ -8,8 +8,7 @@ from infalign_jax.data.dataset import SOURCES
 from infalign_jax.data.tokenize import ON_LONG
 from infalign_jax.data.tokenizer import MODEL_TYPES
 from infalign_jax.models import lora
-from infalign_jax.stages import order
-from infalign_jax.stages.align import UNCALIBRATED
+from infalign_jax.stages import methods, order
 from infalign_jax.stages.amortize import SOURCES as SOURCES_OF_U
 from infalign_jax.stages.architecture import architecture, from_folder
 from infalign_jax.stages.classifier import PREFIX
@@ -89,6 +88,14 @@ RULES = {
         "keep": whole(1),
         "keep_best": whole(0),
     },
+    "baselines": {
+        "ppo_epochs": whole(1),
+        "ppo_minibatches": whole(1),
+        "ppo_clip": real(0, open_low=True),
+        "ppo_decay": real(0, 1),
+        "bonbon_sft": real(0, 1),
+        "bond_forward": real(0, 1),
+    },
     "evaluate": {
         "samples": whole(2),
         "prompts_per_call": whole(1),
@@ -150,7 +157,13 @@ def _check_names(config):
     table = config.calibrate.source == "table"
     samples = config.calibrate.rollouts if table else config.amortize.levels
     for method in config.align.methods:
-        if method not in UNCALIBRATED:
+        if methods.is_baseline(method):
+            _named(
+                "align.methods",
+                method,
+                lambda m: methods.check(m, config.align.rollouts, config.calibrate.rollouts),
+            )
+        else:
             _named(
                 "align.methods",
                 method,
@@ -168,8 +181,8 @@ def _named(key, name, parse):
     try:
         parse(name)
     except ValueError as error:
-        uncalibrated = f"; methods without calibration are {', '.join(UNCALIBRATED)}" if key == "align.methods" else ""
-        raise ValueError(f"config.{key} has {name!r}: {error}{uncalibrated}") from error
+        baselines = f"; baselines are {', '.join(methods.legal())}" if key == "align.methods" else ""
+        raise ValueError(f"config.{key} has {name!r}: {error}{baselines}") from error
 
 
 def _check_together(config):
@@ -192,6 +205,17 @@ def _check_together(config):
         raise ValueError(
             f"config.align.microbatches is {config.align.microbatches}; it must divide config.align.prompts_per_step "
             f"({config.align.prompts_per_step})"
+        )
+    if "ppo" in config.align.methods and config.align.prompts_per_step % config.baselines.ppo_minibatches:
+        raise ValueError(
+            f"config.baselines.ppo_minibatches is {config.baselines.ppo_minibatches}; it must divide "
+            f"config.align.prompts_per_step ({config.align.prompts_per_step})"
+        )
+    offline = [m for m in config.align.methods if methods.module(m) == methods.OFFLINE]
+    if config.align.keep_best and offline:
+        raise ValueError(
+            f"config.align.keep_best is {config.align.keep_best}, and {offline[0]!r} in config.align.methods draws no "
+            "rollouts to rank its checkpoints by; set it to 0"
         )
     section = config.evaluate
     for key in ("best_of", "worst_of"):
@@ -228,7 +252,7 @@ def _check_together(config):
             "config.sampling.truncated is 'lowest' (lowest calibrated reward), and config.prefix_scorer.target is 'reward'; "
             "choose 'calibrated', or 'as_is' or 'penalty'"
         )
-    if config.sampling.truncated == "lowest" and (raw := [m for m in config.align.methods if m in UNCALIBRATED]):
+    if config.sampling.truncated == "lowest" and (raw := [m for m in config.align.methods if not methods.by_rank(m)]):
         raise ValueError(
             f"config.sampling.truncated is 'lowest' (lowest calibrated reward), and {raw[0]!r} in config.align.methods "
             "has no calibrated reward; choose 'as_is' or 'penalty'"
