@@ -15,7 +15,7 @@ def get_config():
     )
 
     config.data = ConfigDict()
-    config.data.name = "synthetic"  # 'synthetic', 'anthropic_hh', 'tldr', 'jsonl'
+    config.data.name = "synthetic"  # 'synthetic', 'synthetic_ledger', 'anthropic_hh', 'tldr', 'jsonl'
     config.data.path = ""  # folder or file of the data; '' for data that is generated or downloaded
     config.data.cache_dir = ""  # where TFDS keeps prepared data; '' is ~/tensorflow_datasets
     config.data.subset = (
@@ -29,8 +29,8 @@ def get_config():
     config.data.judge_fraction = 0.5  # share of the preference pairs kept for the judge, not seen by the reward model
     config.data.group_column = ""  # jsonl only: column whose value groups prompts in the report
     config.data.chat_template = ""  # jsonl only: Jinja file that turns {role, content} lists into text
-    config.data.demonstrations_per_prompt = 40  # synthetic only
-    config.data.preferences_per_prompt = 200  # synthetic only
+    config.data.demonstrations_per_prompt = 40  # synthetic tasks only
+    config.data.preferences_per_prompt = 200  # synthetic tasks only
     config.data.prompt_tokens = 8  # prompt slots, begin-of-sequence token included
     config.data.response_tokens = 8  # response slots, end-of-sequence token included
     config.data.long_prompts = "error"  # a prompt over the limit: 'error', 'truncate_left' (keeps its end), 'drop'
@@ -113,7 +113,9 @@ def get_config():
     config.amortize.leave_out = False  # also train without each group of prompts, and measure on that group
 
     config.prefix_scorer = ConfigDict()
-    config.prefix_scorer.enabled = False  # whether `run` includes it: what `generate --procedure "blockwise(K, M)"` needs
+    config.prefix_scorer.enabled = (
+        False  # whether `run` includes it: what `generate --procedure "blockwise(K, M)"` needs
+    )
     config.prefix_scorer.target = "calibrated"  # what a prefix predicts of its response: 'calibrated' (u) or 'reward'
     config.prefix_scorer.rollouts = 16  # reference responses per training prompt to learn from
     config.prefix_scorer.steps = 300
@@ -152,7 +154,9 @@ def get_config():
     config.baselines.ppo_clip = 0.2  # how far a token's probability ratio may go before its gradient stops
     config.baselines.ppo_decay = 0.95  # lambda of generalised advantages; 1 is Monte Carlo
     config.baselines.bonbon_sft = 0.005  # weight of BoNBoN's likelihood term; the squared margin has the rest
-    config.baselines.bond_forward = 0.5  # weight of KL(best-of-n || policy) in BOND; KL(policy || best-of-n) has the rest
+    config.baselines.bond_forward = (
+        0.5  # weight of KL(best-of-n || policy) in BOND; KL(policy || best-of-n) has the rest
+    )
 
     config.evaluate = ConfigDict()
     config.evaluate.samples = 64  # M, responses per held-out prompt and policy

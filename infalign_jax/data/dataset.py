@@ -11,6 +11,7 @@ import numpy as np
 # Each module has one function `load(*, path, seed, **its own explicit options) -> Dataset`.
 SOURCES = {
     "synthetic": "infalign_jax.data.synthetic",
+    "synthetic_ledger": "infalign_jax.data.synthetic_ledger",
     "anthropic_hh": "infalign_jax.data.anthropic_hh",
     "tldr": "infalign_jax.data.tldr",
     "jsonl": "infalign_jax.data.jsonl",
