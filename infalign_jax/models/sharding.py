@@ -88,3 +88,16 @@ def keep_batch_split(x, like, axis=0):
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
 
     return jax.tree.map(constrain, x)
+
+
+def keep_lookup_split(x_BXD, like):
+    """Rows looked up in an embedding table, kept split as the table is, by channels over `fsdp`, and by prompt over `data`.
+
+    So that the lookup and its gradient stay within a device's share of the table; otherwise GSPMD adds up, in the
+    backward pass, gradients of the whole table. The caller moves the result to the split of `keep_batch_split`.
+    """
+    mesh = jax.typeof(like).sharding.mesh
+    if not set(BATCH) <= set(mesh.shape) or x_BXD.shape[0] % mesh.shape["data"] or x_BXD.shape[-1] % mesh.shape["fsdp"]:
+        return x_BXD
+    spec = P("data", *[None] * (x_BXD.ndim - 2), "fsdp")
+    return jax.lax.with_sharding_constraint(x_BXD, NamedSharding(mesh, spec))

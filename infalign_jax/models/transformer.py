@@ -16,7 +16,7 @@ from infalign_jax.models import attention, rope
 from infalign_jax.models import cache as caches
 from infalign_jax.models.cache import Cache, empty_completion_cache  # noqa: F401  (what `decode` takes)
 from infalign_jax.models.layers import Layer, RMSNorm
-from infalign_jax.models.sharding import keep_batch_split
+from infalign_jax.models.sharding import keep_batch_split, keep_lookup_split
 
 _NO_WINDOW = 1 << 30
 _CHECKPOINT_POLICIES = {
@@ -62,7 +62,8 @@ def init(config, key):
 
 def _embed(config, variables, tokens):
     table = variables["params"]["embed"]["embedding"]
-    x = keep_batch_split(table[tokens].astype(jnp.dtype(config.dtype)), table)
+    x = keep_lookup_split(table[tokens], table).astype(jnp.dtype(config.dtype))
+    x = keep_batch_split(x, table)
     return x * jnp.asarray(config.embed_dim**0.5, x.dtype) if config.scale_embeddings else x
 
 

@@ -45,6 +45,8 @@ def on_own_prompts(config, function, variables, arrays):
     kernels = [each["params"][name][part].astype(jnp.dtype(config.dtype)) for each in variables]
 
     def own(kernels, *arrays):
+        # Told that its gradients differ between devices, jax sums them after the loop in `function` and not in it.
+        kernels = [jax.lax.pcast(kernel, ("data",) if split else BATCH, to="varying") for kernel in kernels]
         if split:
             kernels = [jax.lax.all_gather(kernel, "fsdp", axis=axis, tiled=True) for kernel in kernels]
         return function([{"params": {name: {part: kernel}}} for kernel in kernels], *arrays)

@@ -1,6 +1,6 @@
-"""The table of docs/scale.md: `python -m infalign_jax.scale.table [--rows NAME,...]` compiles every row and writes it.
+"""The table of docs/scale.md: `python -m infalign_jax.scale.table` compiles every row and writes it.
 
-Each row is one `infalign aot`; its numbers are kept in docs/scale.json, from which the table is written.
+`--rows "NAME;NAME"` does some rows only, `--steps align` some steps of them. Each row is one `infalign aot`; its numbers are kept in docs/scale.json, from which the table is written.
 """
 
 import json
@@ -32,17 +32,17 @@ def _row(preset, topology, prompts, rollouts, microbatches, data, *more, lora=0,
     ]  # fmt: skip
 
 
-# A device's share of the embedding axis is kept a multiple of 16 rows, or libtpu turns gathers into sums of zeros and
-# shares, at twice the bytes: hence data > 1 where fsdp would cut it finer.
+# Gathers over all of a large slice (fsdp 64 of v6e, 128 of v5p) come out of libtpu as sums of zeros and shares, at twice
+# the bytes; over 16 or 32 chips they do not: hence data > 1 on the larger slices.
 ROWS = {
     "Gemma 2 2B, v5e:4x4": _row("gemma2_2b", "v5e:4x4", 64, 8, 4, 1),
     "Gemma 2 2B, v5e:8x8": _row("gemma2_2b", "v5e:8x8", 64, 8, 1, 4),
     "Gemma 2 9B, v5e:8x8": _row("gemma2_9b", "v5e:8x8", 64, 8, 1, 2),
     "Gemma 2 9B, v6e:8x8": _row("gemma2_9b", "v6e:8x8", 64, 8, 1, 2),
     "Gemma 2 27B, v5p:4x4x8": _row("gemma2_27b", "v5p:4x4x8", 128, 4, 1, 4),
-    "Llama 3 70B, v5p:4x4x8": _row("llama3_70b", "v5p:4x4x8", 128, 4, 1, 1),
+    "Llama 3 70B, v5p:4x4x8": _row("llama3_70b", "v5p:4x4x8", 128, 4, 1, 4),
     "Llama 3 70B, LoRA 32, v5p:4x4x8": _row(
-        "llama3_70b", "v5p:4x4x8", 128, 4, 1, 1, "--config.model.param_dtype=bfloat16", lora=32
+        "llama3_70b", "v5p:4x4x8", 128, 4, 1, 4, "--config.model.param_dtype=bfloat16", lora=32
     ),
     "Gemma 2 9B, 2 slices of v5e:8x8": _row("gemma2_9b", "v5e:8x8", 128, 8, 1, 4, slices=2),
 }
@@ -50,15 +50,17 @@ ROWS = {
 
 def main(words):
     """Compiles the rows (all, or those named in --rows, separated by semicolons) and writes the table."""
-    given = flags.parse("table", words, {"rows": (";".join(ROWS), str)})
+    given = flags.parse("table", words, {"rows": (";".join(ROWS), str), "steps": ("sample,score,align", str)})
     names = [name for name in given["rows"].split(";") if name]
     for name in names:
         if name not in ROWS:
             raise ValueError(f"--rows has {name!r}; rows are {'; '.join(ROWS)}")
     for name in names:
         print(f"== {name}", flush=True)
-        numbers = _compile(ROWS[name])
+        numbers = _compile([*ROWS[name], f"--steps={given['steps']}"])
         known = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+        if "steps" in numbers:  # steps not compiled now stay as they were
+            numbers["steps"] = known.get(name, {}).get("steps", {}) | numbers["steps"]
         known[name] = numbers
         NUMBERS.write_text(json.dumps({row: known[row] for row in ROWS if row in known}, indent=1) + "\n")
         write()

@@ -53,14 +53,18 @@ def make_mesh(sizes, devices=None):
         raise ValueError(f"config.mesh is {dict(zip(AXES, shape, strict=True))}, but there are {len(devices)} devices")
     kinds = (AxisType.Auto,) * len(AXES)
     slices = len({slice_of(device) for device in devices})
-    if slices == 1:
+    if slices == 1 and devices[0].platform != "tpu":
         return jax.make_mesh(tuple(shape), AXES, axis_types=kinds, devices=devices)
+    if slices == 1:  # an axis may take part of a side of the torus: 32 chips of 8 x 8
+        return Mesh(
+            mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types=kinds
+        )
     if shape[0] % slices:
         raise ValueError(
             f"config.mesh.data is {shape[0]}, but there are {slices} slices; it must be a multiple of that"
         )
     inside = (shape[0] // slices, *shape[1:])
-    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices=devices)
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices=devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=kinds)
 
 
