@@ -6,6 +6,7 @@ import math
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 from infalign_jax import aot, recipe
 from infalign_jax.models import config as model_config
 from infalign_jax.models import transformer
-from infalign_jax.scale import chips, hlo, libtpu_flags, table, work
+from infalign_jax.scale import chips, hlo, libtpu_flags, report, table, work
 from infalign_jax.stages import settings
 from infalign_jax.training.accumulation import accumulate
 
@@ -250,6 +251,27 @@ def test_microbatches_divide_the_prompts():
 def test_bad_flags_are_named(words, message):
     with pytest.raises(ValueError, match=message):
         aot.main(words)
+
+
+@pytest.mark.parametrize("limit", [0.5, 3.0, 9.99, 40.0, 1000.0])
+def test_the_largest_batch_is_the_last_that_fits(monkeypatch, limit):
+    """A pretended compiler needs 1 + 0.5 n + 0.001 n² GB for n prompts a chip: found by trying every n up to the search's end."""
+    peak = lambda units: 1 + 0.5 * units + 0.001 * units**2  # noqa: E731
+    config = recipe.load(TINY)
+    with config.unlocked():
+        config.align.prompts_per_step, config.align.microbatches = 16, 2
+    mesh = SimpleNamespace(shape={"data": 1, "fsdp": 2})
+    monkeypatch.setattr(report, "steps", lambda config, model, mesh: {"align": config.align.prompts_per_step})
+
+    def measured(name, prompts, *_):
+        return {"peak": peak(prompts / 4), "fits": peak(prompts / 4) <= limit}
+
+    monkeypatch.setattr(report.measure, "measure", measured)
+    known = {"align": measured("align", 16)}
+    found = report.largest(config, None, mesh, SimpleNamespace(hbm=limit), ("align",), 0, known)
+    true = max([n for n in range(257) if peak(n) <= limit and n] or [0])
+    assert found["prompts"] % 4 == 0 and found["prompts"] / 4 <= true
+    assert found["prompts"] / 4 >= 0.9 * true - 1
 
 
 def test_every_chip_has_flags_and_every_flag_a_reason():
