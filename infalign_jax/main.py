@@ -26,6 +26,8 @@ TOOLS = {
     "aot": "infalign_jax.aot",
     "score": "infalign_jax.score",
     "frontier": "infalign_jax.frontier_table",
+    "study": "infalign_jax.study",
+    "report": "infalign_jax.report",
 }
 COMMANDS = ("run", *STAGES, *TOOLS)
 PAGE = """infalign: inference-aware alignment of language models
@@ -48,6 +50,8 @@ commands
   generate       responses of a policy, standard, best-of-N, worst-of-N or blockwise, with rewards, as JSON lines
   score          calibrated and transformed rewards, from files of rewards alone
   frontier       win rate against KL of every transform for a procedure, and the optimum, from theory
+  study          a grid of task x method x KL x seed, resumable, shared among devices
+  report DIR     every table and figure of a study, from its results
 
 flags
   --config FILE            the recipe, a Python file with get_config(), such as configs/quickstart.py

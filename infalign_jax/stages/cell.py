@@ -1,0 +1,99 @@
+"""One method of a study, measured: win rates of every prompt at the target KL, and what the run cost."""
+
+import importlib.metadata
+import platform
+import time
+
+import jax
+import numpy as np
+
+from infalign_jax.core import procedures
+from infalign_jax.core.winrate import win_rate_per_prompt
+from infalign_jax.stages import methods
+from infalign_jax.stages.align import method_folder
+from infalign_jax.stages.evaluate import open_judges
+from infalign_jax.stages.experiment import Prompts, encode_split, load_reference, open_experiment
+from infalign_jax.stages.measure import at_equal_kl, make_step
+from infalign_jax.stages.policies import interpolate, load_trained
+from infalign_jax.training import workdir
+
+
+def measure(config, names, split):
+    """Measures the one method of a config as stage `evaluate` does, at the target KL.
+
+    Args:
+      config: resolved, with one method and one training seed; stage align is done.
+      names: procedures that select by rank, as texts.
+      split: 'test', or 'train' for as many of the training prompts as there are held-out ones.
+
+    Returns:
+      A JSON object: KL in nats and win rates [P] by judge and procedure, both by prompt; mean rewards of policy and
+      reference by judge, and their length in words; share of cut responses; rollouts drawn and seconds spent by stage; versions.
+    """
+    started, experiment = time.monotonic(), open_experiment(config)
+    (method,), (seed,), section = config.align.methods, config.align.seeds, config.align
+    prompts = _prompts(experiment, split)
+    reference = load_reference(experiment)
+    step = make_step(experiment, reference, prompts, {**open_judges(experiment), "words": count_words})
+    base = step(reference, "evaluate/reference", 0.0)
+    folder = method_folder(experiment.workdir, method, seed)
+    trained = load_trained(experiment, folder / "variables")
+
+    def at(alpha):
+        return step(interpolate(reference, trained, alpha), "evaluate/policy", alpha)
+
+    found = at_equal_kl(at, section.target_kl, config.evaluate.kl_tolerance)
+    chosen = [procedures.from_name(name) for name in names]
+    stages = {name: workdir.done(experiment.workdir / name) for name in ("sft", "calibrate")}
+    stages["align"] = workdir.done(folder)
+    return {
+        "alpha": found.alpha,
+        "kl_measured": float(found.kl_P.mean()),
+        "kl_P": found.kl_P.tolist(),
+        "groups": prompts.groups,
+        "win_rates": {
+            judge: {p.name: win_rate_per_prompt(p, rewards, base.rewards[judge]).tolist() for p in chosen}
+            for judge, rewards in found.rewards.items()
+            if judge != "words"
+        },
+        "rewards": {judge: float(rewards.mean()) for judge, rewards in found.rewards.items()},
+        "reference_rewards": {judge: float(rewards.mean()) for judge, rewards in base.rewards.items()},
+        "truncated": float(1.0 - found.ended_PM.mean()),
+        "rollouts": _rollouts(config, experiment, method),
+        "calibration_rollouts": config.calibrate.rollouts,
+        "seconds": {
+            **{name: result["stage_seconds"] for name, result in stages.items()},
+            "measure": time.monotonic() - started,
+        },
+        "device": jax.devices()[0].device_kind,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("jax", "infalign-jax")},
+        },
+    }
+
+
+def _prompts(experiment, split):
+    prompts = encode_split(experiment, split)
+    if split == "test":
+        return prompts
+    # Evenly spaced, for sources list their prompts group by group.
+    rows = np.linspace(0, len(prompts.texts) - 1, len(experiment.dataset.test_prompts)).astype(int)
+    return Prompts(
+        *(column[rows] if isinstance(column, np.ndarray) else [column[i] for i in rows] for column in prompts)
+    )
+
+
+def count_words(prompts, completions):
+    """A reward that is the length of the response, to be measured beside the judges'."""
+    return [float(len(completion.split())) for completion in completions]
+
+
+def _rollouts(config, experiment, method):
+    """Responses drawn: of the reference for the table, and of the policy while it trains (none by offline methods)."""
+    section = config.align
+    drawn = (
+        0 if methods.module(method) == methods.OFFLINE else section.steps * section.prompts_per_step * section.rollouts
+    )
+    table = len(experiment.dataset.train_prompts) * config.calibrate.rollouts
+    return {"calibrate": table, "align": drawn}

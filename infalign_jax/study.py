@@ -1,0 +1,258 @@
+"""A study: a grid of task x method x KL x seed, each cell an ordinary run, resumable and shared among devices."""
+
+import importlib
+import itertools
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+from infalign_jax import errors, flags, recipe
+
+PAGE = """infalign study --config FILE --workdir DIR [--shard=I/N] [--retry] [--config.key=value ...]
+
+  Runs every cell of a study that has no result yet: one method, trained on one task for one KL, with one seed of the
+  whole pipeline (data, reference policy, calibration, training, evaluation). Cells of a task and seed share the stages
+  before align. Each leaves DIR/cells/NAME.json; `infalign report DIR` makes tables and figures of them.
+
+flags
+  --config FILE   a study, a Python file with get_config(), such as configs/study_quickstart.py; --config.kls=0.5,1 or
+                  --config.tasks.hh.data.path=FOLDER change its keys
+  --workdir DIR   where runs and results go; the same command goes on where it stopped
+  --shard=I/N     of N processes, one a device, this is number I (1 to N); give each the same DIR
+  --retry         runs cells again that failed
+"""
+KEYS = ("tasks", "methods", "kls", "seeds", "procedures", "learning_rates", "tune_kl", "tune_seed")
+SHARED = ("sft", "reward-model", "calibrate", "amortize")
+_BUSY = "is in use by"
+
+
+class Cell(NamedTuple):
+    """One run of a study. `rate` is the learning rate it tries in the search for the best one, None in the grid itself."""
+
+    task: str
+    method: str
+    kl: float
+    seed: int
+    rate: float | None = None
+
+    @property
+    def name(self):
+        """A file name that no other cell of the study has."""
+        method = "".join(c if c.isalnum() or c in "-_." else "_" for c in self.method).strip("_")
+        tail = "" if self.rate is None else f"-tune_{self.rate:g}"
+        return f"{self.task}-{method}-kl_{self.kl:g}-seed_{self.seed}{tail}"
+
+
+def main(words):
+    """The command."""
+    if {"--help", "-h"} & set(words):
+        return print(PAGE, end="")
+    own = [word for word in words if word.startswith(("--shard", "--retry"))]
+    given = flags.parse("study", own, {"shard": ("1/1", str), "retry": (False, bool)})
+    study, workdir, rest = recipe.parse([word for word in words if word not in own])
+    if study is None or not workdir or rest:
+        raise ValueError("study needs --config and --workdir and no other words; see infalign study --help")
+    check_keys(study)
+    check(study)
+    failed = run(study, pathlib.Path(workdir), shard(given["shard"]), given["retry"])
+    for name, error in failed.items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+
+
+def check_keys(study):
+    """Raises ValueError unless a config has the keys of a study."""
+    if wrong := sorted(set(study) ^ set(KEYS)):
+        raise ValueError(f"--config names no study: one has the keys {', '.join(KEYS)}; see {', '.join(wrong)}")
+
+
+def shard(text):
+    """(I, N) of 'I/N'. Raises ValueError unless 1 <= I <= N."""
+    first, _, last = text.partition("/")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--shard is {text!r}; it must be I/N with 1 <= I <= N, such as 1/4")
+    return int(first), int(last)
+
+
+def groups(study):
+    """The cells by task and method, the search for a learning rate first: what one process must do in order."""
+    found = []
+    for task, method in itertools.product(study.tasks, study.methods):
+        rates = study.learning_rates if len(study.learning_rates) > 1 else ()
+        tune = [Cell(task, method, study.tune_kl, study.tune_seed, rate) for rate in rates]
+        found.append(tune + [Cell(task, method, kl, seed) for seed in study.seeds for kl in study.kls])
+    return found
+
+
+def cell_config(study, cell, rate=None):
+    """The recipe of a cell: the task's, with the cell's method, KL, seed and learning rate.
+
+    '{seed}' in a task's reward and judge stands for the seed: rewards that belong to a seed's data are named so.
+    """
+    config = study.tasks[cell.task].copy_and_resolve_references()
+    with config.unlocked():
+        config.seed, config.align.seeds = cell.seed, (0,)
+        config.align.methods, config.align.target_kl = (cell.method,), float(cell.kl)
+        config.align.learning_rate = rate or cell.rate or config.align.learning_rate
+        config.reward, config.judge = (text.replace("{seed}", str(cell.seed)) for text in (config.reward, config.judge))
+    return config
+
+
+def check(study):
+    """Refuses a study before it runs: every cell's recipe must be legal.
+
+    Raises:
+      ValueError: names the cell and what is wrong.
+    """
+    from infalign_jax.core import procedures
+    from infalign_jax.stages import settings
+
+    for key in ("tasks", "methods", "kls", "seeds", "procedures"):
+        if not len(study[key]):
+            raise ValueError(f"config.{key} of the study is empty; give at least one")
+    for name in study.procedures:
+        most = max(procedures.from_name(name).draws or 1, 1)
+        for task, config in study.tasks.items():
+            if most > config.evaluate.samples:
+                raise ValueError(f"procedure {name} needs config.evaluate.samples of task {task} to be at least {most}")
+    cells = list(itertools.chain(*groups(study)))
+    if len({cell.name for cell in cells}) < len(cells):
+        raise ValueError("two cells of the study would share a name; give every method, KL and seed once")
+    for cell in {(cell.task, cell.method, cell.kl): cell for cell in cells}.values():  # seeds are all alike
+        try:
+            settings.resolve(cell_config(study, cell), "x")
+        except ValueError as error:
+            raise ValueError(f"cell {cell.name}: {error}") from error
+
+
+def run(study, folder, share=(1, 1), retry=False):
+    """Runs the cells of a share of the study that have no result. Returns {name: error} of those that failed.
+
+    Raises:
+      ValueError: `folder` holds another study.
+    """
+    from infalign_jax.reporting.progress import Progress
+    from infalign_jax.training import compilation, workdir
+
+    _same_study(study, folder / "study.json")
+    compilation.use_cache()
+    mine, done = groups(study)[share[0] - 1 :: share[1]], 0
+    failed = {}
+    with Progress(sum(map(len, mine)), "study") as bar:
+        for cell in itertools.chain(*mine):
+            path = folder / "cells" / f"{cell.name}.json"
+            if not path.exists() or (retry and workdir.read_json(path)["status"] == "failed"):
+                workdir.write_json(path, attempt(study, cell, folder))
+            result = workdir.read_json(path)
+            if result["status"] == "failed":
+                failed[cell.name] = result["error"]
+            done += 1
+            bar.update(done, {"cell": cell.name, "failed": len(failed)})
+    return failed
+
+
+def attempt(study, cell, folder):
+    """The result of a cell: what was measured, or what went wrong. An interruption is no result."""
+    import jax
+
+    told = {**cell._asdict(), "name": cell.name}
+    try:
+        rate = cell.rate or chosen_rate(study, cell, folder)
+        config = cell_config(study, cell, rate)
+        measured = run_cell(config, study.procedures, folder, cell)
+        return {**told, "status": "done", "learning_rate": config.align.learning_rate, **measured}
+    except Exception as error:
+        sentence = errors.sentence(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        return {**told, "status": "failed", "error": sentence}
+    finally:
+        jax.clear_caches()  # every cell has programs of its own
+
+
+def chosen_rate(study, cell, folder):
+    """The learning rate whose tuning cell has the highest win rate, mean over procedures, under the training reward.
+
+    Raises:
+      ValueError: there were tuning cells and all failed.
+    """
+    from infalign_jax.training import workdir
+
+    tuned = next(g for g in groups(study) if g[0].task == cell.task and g[0].method == cell.method)
+    results = [workdir.read_json(folder / "cells" / f"{c.name}.json") for c in tuned if c.rate is not None]
+    if not results:
+        return None
+    finished = [result for result in results if result["status"] == "done"]
+    if not finished:
+        raise ValueError(f"no learning rate of {cell.method} on {cell.task} could be tried: {results[0]['error']}")
+
+    def quality(result):
+        wins = result["win_rates"]["train"].values()
+        return sum(sum(win) / len(win) for win in wins) / len(wins)
+
+    return max(finished, key=quality)["rate"]
+
+
+def run_cell(config, procedures, folder, cell):
+    """Trains and measures one cell in a workdir of its own that shares what comes before stage align."""
+    from infalign_jax.stages import cell as cells
+    from infalign_jax.stages import settings
+
+    base = folder / "runs" / f"{cell.task}-seed_{cell.seed}"
+    root = folder / "runs" / cell.name
+    started = time.monotonic()
+    _prepare(settings.resolve(config, base))
+    _link(base, root)
+    config = settings.resolve(config, root)
+    _stages(config, ("align",))
+    # Learning rates are chosen on training prompts: the held-out ones are for the grid.
+    measured = cells.measure(config, procedures, "test" if cell.rate is None else "train")
+    return {**measured, "seconds": {**measured["seconds"], "cell": time.monotonic() - started}}
+
+
+def _prepare(config):
+    """Runs what comes before stage align, or waits while another process does."""
+    from infalign_jax.stages import order
+
+    while any(order.missing(config, stage) for stage in SHARED):
+        try:
+            _stages(config, SHARED)
+        except ValueError as error:
+            if _BUSY not in str(error):
+                raise
+            time.sleep(2)
+
+
+def _stages(config, names):
+    from infalign_jax import main as command
+    from infalign_jax.stages import order
+    from infalign_jax.training import workdir
+
+    with workdir.claim(config.to_dict()):
+        for name in names:
+            if order.missing(config, name):
+                importlib.import_module(command.STAGES[name]).run(config)
+
+
+def _link(base, root):
+    """Makes `root` a workdir whose data, tokeniser and finished stages are those of `base`."""
+    root.mkdir(parents=True, exist_ok=True)
+    for source in base.iterdir():
+        target = root / source.name
+        if source.name not in ("config.json", "run.lock", "align", "evaluate") and not target.exists():
+            target.symlink_to(os.path.relpath(source, root))
+
+
+def _same_study(study, path):
+    from infalign_jax.training import workdir
+
+    record = json.loads(json.dumps(study.to_dict()))
+    if path.exists():
+        changed = workdir.differences(workdir.read_json(path), record)
+        # More methods, KLs, seeds or tasks leave the cells that are done as they are.
+        changed = [
+            line for line in changed if not line.startswith(("methods:", "kls:", "seeds:")) and "None ->" not in line
+        ]
+        if changed:
+            raise ValueError(f"{path.parent} holds another study ({'; '.join(changed)}); choose another --workdir")
+    workdir.write_json(path, record)
