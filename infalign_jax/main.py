@@ -82,6 +82,7 @@ def cli():
     except preemption.Preempted as notice:
         if distributed.is_first():
             print(f"infalign: {notice}", file=sys.stderr, flush=True)
+        sys.exit(preemption.status())
     except (Exception, KeyboardInterrupt) as error:
         if distributed.joined():
             distributed.end(error)

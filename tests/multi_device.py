@@ -6,10 +6,6 @@ Prints one JSON object: for each mesh, the largest relative differences from one
 import json
 
 import jax
-
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-
 import numpy as np
 import optax
 
@@ -74,6 +70,8 @@ def relative(a, b):
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
     loss, gradients, variables, tokens = run(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     report = {}
     for name, sizes in MESHES.items():

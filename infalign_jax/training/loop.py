@@ -54,7 +54,9 @@ def train(
     start, last, pending, qualities = int(fetch(state.step)), {}, None, []
     watch, tracer = watch or Stopwatch(), Tracer(folder, profile_steps)
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(MetricsWriter(folder, start=start, tensorboard=tensorboard)) if is_first() else None
+        writer = (
+            stack.enter_context(MetricsWriter(folder, start=start, tensorboard=tensorboard)) if is_first() else None
+        )
         bar = stack.enter_context(Progress(steps, title, start, quiet=not is_first()))
         stack.callback(tracer.close)
         clock = time.perf_counter()

@@ -1,6 +1,7 @@
 """Notices that this machine is about to be taken away (SIGTERM): save, end with status 0, go on later."""
 
 import itertools
+import os
 import signal
 
 _polls = itertools.count()
@@ -8,7 +9,12 @@ _asked = False
 
 
 class Preempted(Exception):
-    """Raised when all that a run needs to go on is saved; the command line ends with status 0."""
+    """Raised when all that a run needs to go on is saved; the command line ends with `status()`."""
+
+
+def status():
+    """The exit status after a notice: 0, or INFALIGN_PREEMPTED_STATUS for schedulers that start again what failed."""
+    return int(os.environ.get("INFALIGN_PREEMPTED_STATUS") or 0)
 
 
 def watch():

@@ -6,11 +6,13 @@ import tempfile
 import jax
 from etils import epath
 
+from infalign_jax.training.distributed import many
+
 FOLDER = "profile"
 
 
 class Tracer:
-    """Records the steps FIRST to LAST (inclusive) of a loop in `folder`/profile, one trace a process.
+    """Records the steps FIRST to LAST (inclusive) of a loop in `folder`/profile, of each process in a folder of its own.
 
     `before(step)` starts the trace where that is due; `after(step, values)` ends it, once `values` are computed. Without
     steps both do nothing.
@@ -35,8 +37,9 @@ class Tracer:
             return
         jax.profiler.stop_trace()
         root = pathlib.Path(self.temporary.name)
+        folder = self.folder / f"process_{jax.process_index()}" if many() else self.folder
         for file in sorted(path for path in root.rglob("*") if path.is_file()):
-            target = self.folder / file.relative_to(root).as_posix()
+            target = folder / file.relative_to(root).as_posix()
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
         self.temporary.cleanup()

@@ -26,9 +26,7 @@ def make_supervised_step(loss, optimizer):
     return step
 
 
-def fit(
-    make_step, init_variables, shardings, arrays, *, start=(), mesh, section, seed, name, folder, shown, log
-):
+def fit(make_step, init_variables, shardings, arrays, *, start=(), mesh, section, seed, name, folder, shown, log):
     """Trains variables on examples drawn by the global step; resumes from the newest checkpoint in `folder`.
 
     Args:

@@ -113,7 +113,14 @@ def _check_same(workdir, config):
     old = {key: value for key, value in read_json(path).items() if key not in _FREE}
     changed = differences(old, {key: value for key, value in config.items() if key not in _FREE})
     # A method added to or dropped from the list leaves the others' runs valid, as does an optional stage.
-    free = ("align.methods:", "align.seeds:", "amortize.enabled:", "prefix_scorer:", "prefix_scorer.enabled:", "baselines:")
+    free = (
+        "align.methods:",
+        "align.seeds:",
+        "amortize.enabled:",
+        "prefix_scorer:",
+        "prefix_scorer.enabled:",
+        "baselines:",
+    )
     free += ("align.keep:", "align.keep_best:", "align.save_every:")
     changed = [line for line in changed if not line.startswith(free)]
     if changed:
