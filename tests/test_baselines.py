@@ -1,7 +1,10 @@
 """The baselines: losses and estimators against hand-computed values, closed forms and enumeration; then all of them trained."""
 
 import itertools
+import json
 import math
+import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,9 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from infalign_jax import load_policy, main
 from infalign_jax.core import procedures
 from infalign_jax.core.best_of_n import best_of_n_kl, best_of_n_weights, n_for_kl
 from infalign_jax.core.log_sigmoid import log_sigmoid
@@ -16,7 +22,9 @@ from infalign_jax.core.max_at_k import max_at_k, max_at_k_advantages
 from infalign_jax.core.policy_gradient import regularized_return, surrogate_loss
 from infalign_jax.core.ppo import clipped_policy_loss, generalized_advantages, token_rewards, value_loss, whiten
 from infalign_jax.core.preference_losses import bonbon_loss, bonbon_margin, dpo_loss, ipo_loss
+from infalign_jax.reporting import metrics
 from infalign_jax.stages import methods, offline, on_policy, order
+from tests import tiny
 
 REFERENCE = np.array([0.1, 0.25, 0.3, 0.05, 0.2, 0.1])
 REWARDS = np.array([0.3, -1.0, 2.0, 5.0, 0.0, 0.3])  # two outcomes tie
@@ -288,3 +296,63 @@ def test_names_of_baselines():
         assert order.align_folder(method, 0).startswith("align/")
     assert not methods.is_baseline("exponential(10)") and methods.by_rank("log") and methods.by_rank("ipo")
     assert not methods.by_rank("dpo(1)")
+
+
+def small(tmp_path, methods_, steps=2):
+    """A workdir with the stages before align done in a few steps, and a config with some methods."""
+    config = tiny.get_config()
+    with config.unlocked():
+        config.sft.steps, config.calibrate.rollouts, config.calibrate.held_out = 4, 8, 4
+        config.align.steps, config.align.methods = steps, methods_
+    for stage in ("sft", "calibrate", "align"):
+        main.run(stage, config, tmp_path)
+    return config
+
+
+def test_every_kind_of_trainer_trains_and_its_folder_loads(tmp_path):
+    """PPO keeps its value model to itself; offline methods train on the very responses of the table."""
+    names = ("ppo", "bond", "bonbon_best(3)")
+    config = small(tmp_path, names)
+    kept = dict(np.load(tmp_path / "calibrate" / "rollouts.npz"))
+    table = np.load(tmp_path / "calibrate" / "table.npz")["rewards"]
+    np.testing.assert_array_equal(np.sort(kept["rewards"], 1), table)
+    assert kept["tokens"].shape == (324, 8, config.data.response_tokens) and kept["mask"].dtype == bool
+    reference = load_policy(tmp_path / "sft")
+    for name in names:
+        folder = tmp_path / order.align_folder(name, 0)
+        policy = load_policy(folder)
+        assert jax.tree.structure(policy.variables) == jax.tree.structure(reference.variables)
+        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), policy.variables, reference.variables)
+        assert max(jax.tree.leaves(moved)) > 1e-4
+        rows = metrics.read(folder)
+        assert [row["step"] for row in rows] == [0, 1]
+        assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert metrics.read(tmp_path / order.align_folder("ppo", 0))[0]["kl"] == pytest.approx(0, abs=1e-5)
+    with config.unlocked():  # a method added later finds the rollouts, and the others done
+        config.align.methods = (*names, "raft")
+    before = (tmp_path / "calibrate" / "rollouts.npz").stat().st_mtime_ns
+    main.run("align", config, tmp_path)
+    assert (tmp_path / "calibrate" / "rollouts.npz").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_all_baselines_through_every_stage(tmp_path):
+    config = tiny.get_config()
+    with config.unlocked():
+        config.align.methods = (
+            "log_sigmoid",
+            "ppo",
+            "max_at_k(2)",
+            "bond(3)",
+            "dpo",
+            "ipo",
+            "bonbon_worst(3)",
+            "raft(4)",
+        )
+        config.align.steps, config.align.target_kl = 40, 0.2
+    main.run("run", config, tmp_path)
+    results = json.loads((tmp_path / "evaluate" / "results.json").read_text())
+    standard = {r["method"]: r["win_rate"] for r in results if r["procedure"] == "standard" and r["judge"] == "train"}
+    assert set(standard) == set(config.align.methods)
+    assert all(rate > 0.5 for method, rate in standard.items() if method != "bonbon_worst(3)"), standard
+    assert all(row["theory"] is None for row in results)

@@ -1,0 +1,288 @@
+"""Studies: the grid and its bookkeeping, pooling and paired differences by hand, the report; and small studies that are run."""
+
+import itertools
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from configs import study_hacking, study_hh, study_quickstart, study_small
+from infalign_jax import main, recipe, report, study
+from infalign_jax.core import bootstrap
+from infalign_jax.data import dataset, length_flaw, synthetic_ledger
+from infalign_jax.reporting import study_results
+from tests import study_tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+LEDGER = {"test_prompts": 40, "demonstrations_per_prompt": 3, "preferences_per_prompt": 2}
+
+
+def fabricated(task, method, kl, seed, level, prompts=6):
+    """The result of a cell whose win rates are `level` plus a little by prompt and seed."""
+    cell = study.Cell(task, method, kl, seed)
+    wins = (level + 0.01 * np.arange(prompts) + 0.002 * seed).tolist()
+    return {
+        **cell._asdict(),
+        "name": cell.name,
+        "status": "done",
+        "learning_rate": 2e-3,
+        "alpha": 1.0,
+        "kl_measured": kl,
+        "kl_P": [kl] * prompts,
+        "groups": ["a"] * prompts,
+        "win_rates": {judge: {"standard": wins, "best_of(4)": wins} for judge in ("train", "gold")},
+        "rewards": {"train": 1.0},
+        "rollouts": {"calibrate": 640, "align": 1280},
+        "calibration_rollouts": 64,
+        "seconds": {"calibrate": 1.0, "align": 3.0, "cell": 5.0},
+        "device": "cpu",
+    }
+
+
+def write(folder, cells):
+    (folder / "cells").mkdir(parents=True)
+    for cell in cells:
+        (folder / "cells" / f"{cell['name']}.json").write_text(json.dumps(cell))
+
+
+@pytest.fixture
+def cells():
+    levels = {"raw": 0.6, "ppo": 0.62, "identity": 0.65, "exponential(10)": 0.7}
+    made = [fabricated("tones", m, kl, s, level) for m, level in levels.items() for kl in (0.5, 1.0) for s in (0, 1)]
+    broken = study.Cell("tones", "dpo", 0.5, 0)
+    return [*made, {**broken._asdict(), "name": broken.name, "status": "failed", "error": "a | b"}]
+
+
+@pytest.mark.parametrize("recipe_", [study_small, study_hacking, study_hh, study_quickstart], ids=lambda r: r.__name__)
+def test_studies_of_the_project_are_legal(recipe_):
+    found = recipe_.get_config()
+    study.check_keys(found)
+    if recipe_ in (study_quickstart, study_hh):  # solving for the optimal transforms of every KL takes minutes
+        assert found.methods[-1].startswith("optimal")
+        found.methods, found.kls = ("raw", "ppo", "identity"), (0.5,)
+    study.check(found)
+
+
+def test_the_grid_is_every_combination_once_and_shards_split_it():
+    found = study_tiny.get_config()
+    found.learning_rates = (1e-3, 2e-3)
+    cells = list(itertools.chain(*study.groups(found)))
+    grid = {(c.task, c.method, c.kl, c.seed) for c in cells if c.rate is None}
+    assert grid == {("tones", m, 0.05, s) for m in found.methods for s in (0, 1)}
+    assert sum(c.rate is not None for c in cells) == 3 * 2 and len({c.name for c in cells}) == len(cells) == 12
+    for group in study.groups(found):  # the search comes first, and in the same share
+        assert [c.rate is None for c in group] == [False, False, True, True]
+    assert study.shard("2/3") == (2, 3)
+    for text in ("0/2", "3/2", "1", "a/b", "1/0"):
+        with pytest.raises(ValueError, match="--shard is"):
+            study.shard(text)
+
+
+def test_bad_studies_are_refused_in_one_sentence(tmp_path):
+    found = study_tiny.get_config()
+    found.methods = ("raw", "exponentail(10)")
+    with pytest.raises(ValueError, match=r"cell tones-exponentail_10-kl_0.05-seed_1: .*unknown transform"):
+        study.check(found)
+    found = study_tiny.get_config()
+    found.procedures = ("best_of(64)",)
+    with pytest.raises(ValueError, match=r"best_of\(64\) needs config.evaluate.samples of task tones"):
+        study.check(found)
+    with pytest.raises(ValueError, match="names no study"):
+        main.main(["study", f"--config={ROOT}/tests/tiny.py", f"--workdir={tmp_path}"])
+    with pytest.raises(ValueError, match="needs --config and --workdir"):
+        main.main(["study", f"--config={ROOT}/tests/study_tiny.py"])
+
+
+def test_rewards_named_by_seed():
+    config = study.cell_config(study_hacking.get_config(), study.Cell("rambling", "raw", 0.5, 2))
+    assert config.reward.endswith("rambles_seed_2") and config.judge.endswith("brief_seed_2") and config.seed == 2
+
+
+def test_a_study_goes_on_lists_failures_and_retries_them(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run_cell(config, procedures, folder, cell):
+        ran.append(cell.name)
+        if cell.method == "ipo" and len(ran) < 8:
+            raise ValueError("no luck")
+        return {
+            "win_rates": {"train": {"standard": [0.6, cell.rate or 0.1]}},
+            "kl_measured": 0.05,
+            "seen": list(procedures),
+        }
+
+    monkeypatch.setattr(study, "run_cell", run_cell)
+    found = study_tiny.get_config()
+    assert set(study.run(found, tmp_path, share=(1, 2))) == {f"tones-ipo-kl_0.05-seed_{s}" for s in (0, 1)}
+    assert len(ran) == 4  # groups 1 and 3 of 3
+    study.run(found, tmp_path)
+    assert len(ran) == 6 and len(set(ran)) == 6
+    assert len(study.run(found, tmp_path, retry=True)) == 1  # the seventh fails again, the eighth does not
+    assert study.run(found, tmp_path, retry=True) == {} and len(ran) == 9
+    found.seeds = (0, 1, 2)
+    assert study.run(found, tmp_path) == {} and len(ran) == 12
+    found.procedures = ("standard",)
+    with pytest.raises(ValueError, match="holds another study"):
+        study.run(found, tmp_path)
+
+
+def test_the_learning_rate_is_chosen_by_the_search(tmp_path, monkeypatch):
+    quality, used = {1e-3: 0.6, 2e-3: 0.7, 4e-3: 0.5}, []
+
+    def run_cell(config, procedures, folder, cell):
+        used.append((cell.rate, config.align.learning_rate, config.seed))
+        return {"win_rates": {"train": {"standard": [quality[config.align.learning_rate]]}}, "kl_measured": 0.05}
+
+    monkeypatch.setattr(study, "run_cell", run_cell)
+    found = study_tiny.get_config()
+    found.methods, found.seeds, found.learning_rates = ("raw",), (0,), tuple(quality)
+    study.run(found, tmp_path)
+    assert used == [(rate, rate, 100) for rate in quality] + [(None, 2e-3, 0)]
+
+
+def test_pooling_and_pairs_by_hand(tmp_path, cells):
+    write(tmp_path, cells)
+    found = study_results.groups(study_results.read([tmp_path]))
+    assert len(found) == 8 and found["tones", "raw", 0.5].seeds == (0, 1)
+    rows = study_results.win_rates(found)
+    assert len(rows) == 8 * 2 * 2
+    row = next(r for r in rows if r["method"] == "identity" and r["kl"] == 0.5)
+    values = 0.65 + 0.01 * np.arange(6) + 0.002 * np.arange(2)[:, None]
+    assert (row["win_rate"], row["low"], row["high"]) == pytest.approx(bootstrap.mean_interval(values))
+    pairs = study_results.differences(found)
+    assert {row["method"] for row in pairs} == {"identity", "exponential(10)"}
+    best = [r for r in pairs if r["baseline"] == "best uncalibrated" and r["method"] == "exponential(10)"]
+    assert {r["is"] for r in best} == {"ppo"} and len(best) == 2 * 2 * 2
+    assert all(r["difference"] == pytest.approx(0.08) and r["low"] == pytest.approx(0.08) for r in best)
+    lost = {(r["method"], r["judge"], r["procedure"]): r["loss"] for r in study_results.losses(rows, 0.5)}
+    assert lost["exponential(10)", "gold", "standard"] == 0 and lost["raw", "gold", "standard"] == pytest.approx(0.1)
+    cost = next(r for r in study_results.costs(found) if r["method"] == "raw")
+    assert cost["calibration_share"] == pytest.approx(0.25) and cost["training_rollouts"] == 1280
+
+
+def test_the_report_holds_every_run_and_theory_beside_it(tmp_path, cells, capsys):
+    write(tmp_path, cells)
+    main.main(["report", str(tmp_path)])
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "| tones-dpo-kl_0.5-seed_0 | failed | – | – | a / b |" in page
+    assert "| exponential(10) − best uncalibrated (ppo) | 0.5 | best_of(4) | 2 | +0.080" in page
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names >= {"win_rate_tones.png", "hacking_tones.png", "robustness_tones.png", "ceilings.json", "runs.json"}
+    ceiling = next(
+        row
+        for row in json.loads((tmp_path / "report" / "ceilings.json").read_text())
+        if row["method"] == "exponential(10)" and row["kl"] == 0.5
+    )
+    assert ceiling["identity"] == pytest.approx(0.800, abs=0.001) and 0.87 < ceiling["optimum"] < 0.88
+    assert ceiling["share_of_gain"] == pytest.approx(
+        (ceiling["win_rate"] - ceiling["identity_table"]) / (ceiling["optimum_table"] - ceiling["identity_table"])
+    )
+
+
+def test_damaged_results_are_named(tmp_path, cells):
+    with pytest.raises(ValueError, match="holds no results"):
+        report.build([tmp_path])
+    write(tmp_path, cells[-1:])
+    with pytest.raises(ValueError, match="none of the 1 cells is finished"):
+        report.build([tmp_path])
+    (tmp_path / "cells" / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json is no result of a cell"):
+        report.build([tmp_path])
+    with pytest.raises(ValueError, match="no flags"):
+        main.main(["report", "--workdir=x"])
+
+
+@pytest.fixture(scope="module")
+def ledger():
+    return dataset.load("synthetic_ledger", path="", seed=3, **LEDGER)
+
+
+def test_ledger_rewards_by_hand(ledger):
+    prompt = ledger.train_prompts[0].text
+    client, goal, *_ = prompt.split()
+    suits = synthetic_ledger._suiting(3)[synthetic_ledger.CLIENTS.index(client), synthetic_ledger.GOALS.index(goal)]
+    good = [word for word, yes in zip(synthetic_ledger.ENTRIES, suits[:-1], strict=True) if yes]
+    bad = next(word for word, yes in zip(synthetic_ledger.ENTRIES, suits[:-1], strict=True) if not yes)
+    stake = synthetic_ledger.STAKES[synthetic_ledger.CLIENTS.index(client)]
+    a, b, c = good[:3]
+    expected = {
+        "": 0,
+        a: 1,
+        f"{a} {b} {c}": 7,
+        f"{a} {a}": 2,  # no two alike in a row: two runs of one
+        f"{a} {b} {bad} {c}": 3 - 1 + 1,
+        f"{bad} unheard": -2,
+        " ".join([a, b] * 6): 2**12 - 1,
+        " ".join([a, b] * 6 + [a]): 2**12 - 1 - 1,
+    }
+    np.testing.assert_array_equal(
+        ledger.judge([prompt] * len(expected), list(expected)), [stake * x for x in expected.values()]
+    )
+    with pytest.raises(ValueError, match="'garden city bold :'"):
+        ledger.judge(["garden city bold :"], [a])
+
+
+def test_the_ledger_task_is_what_it_says(ledger):
+    assert len(ledger.train_prompts) == 920 and len(ledger.test_prompts) == 40
+    assert not {p.text for p in ledger.train_prompts} & {p.text for p in ledger.test_prompts}
+    texts, responses = zip(*ledger.demonstrations, strict=True)
+    rewards = ledger.judge(list(texts), list(responses))
+    assert (rewards == np.round(rewards)).all()
+    small = rewards[[text.split()[0] in ("baker", "potter") for text in texts]]  # stake 1
+    assert len(np.unique(small)) < len(small) / 4  # ties
+    assert small.max() > 20 * np.median(small)  # a heavy tail
+    lengths = [len(text.split()) for text in responses]
+    assert min(lengths) == 6 and max(lengths) == 12
+    assert ledger == dataset.load("synthetic_ledger", path="", seed=3, **LEDGER)
+    for row in ledger.preferences[:200]:
+        assert np.diff(ledger.judge([row.prompt] * 2, [row.rejected, row.chosen]))[0] >= 0
+    for change, words in (
+        ({"path": "x"}, "path is 'x'"),
+        ({"test_prompts": 960}, "at most 959"),
+        ({"test_prompts": 0}, "0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            dataset.load("synthetic_ledger", **{"path": "", "seed": 0, **LEDGER, **change})
+
+
+def test_the_planted_flaw_is_about_long_answers_alone():
+    prompts, answers = ["garden ocean bold :"] * 2, ["rose seed hedge soil", "rose seed hedge soil fern wave"]
+    proxy, truth = length_flaw.rambles_seed_3(prompts, answers), length_flaw.brief_seed_3(prompts, answers)
+    np.testing.assert_allclose(proxy - truth, [0.0, 2 * 2 * 6.0], atol=1e-5)
+    with pytest.raises(AttributeError, match="rambles_seed_S"):
+        _ = length_flaw.rambles
+
+
+@pytest.mark.slow
+def test_a_study_runs_and_reports(tmp_path):
+    """Every part of a tiny study for real; a second call finds everything done."""
+    words = ["study", f"--config={ROOT}/tests/study_tiny.py", f"--workdir={tmp_path}", "--config.seeds=0"]
+    main.main(words)
+    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "cells").iterdir()}
+    assert {result["status"] for result in results.values()} == {"done"}, results
+    assert len({result["rewards"]["words"] for result in results.values()}) > 1
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+    main.main(words)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
+    assert report.build([tmp_path]).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_the_reduced_study_shows_the_ordering(tmp_path):
+    """exponential(10) > identity > raw at best-of-4, each paired interval over prompts and seeds above 0."""
+    found = recipe.load(ROOT / "configs" / "study_small.py")
+    assert study.run(found, tmp_path) == {}
+    groups = study_results.groups(study_results.read([tmp_path]))
+    rows = {
+        (r["method"], r["baseline"]): r
+        for r in study_results.differences(groups)
+        if (r["judge"], r["procedure"]) == ("gold", "best_of(4)")
+    }
+    assert rows["exponential(10)", "identity"]["low"] > 0
+    assert rows["identity", "raw"]["difference"] > 0
+    assert rows["exponential(10)", "raw"]["low"] > 0
