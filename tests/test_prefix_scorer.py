@@ -11,7 +11,7 @@ from infalign_jax.core import optimal, procedures, theory, transforms
 from infalign_jax.core.bootstrap import mean_interval
 from infalign_jax.core.calibration import calibrate
 from infalign_jax.data import synthetic
-from infalign_jax.data.tokenize import encode_responses
+from infalign_jax.data.tokenize import decode_completions, encode_responses
 from infalign_jax.models import config as model_config
 from infalign_jax.models import heads, transformer
 from infalign_jax.sampling.blockwise import blockwise
@@ -176,6 +176,7 @@ def test_settings_that_cannot_work_are_refused(changes, words):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_blockwise_decoding_beats_sampling_and_its_law_has_an_optimal_transform(tmp_path):
     """On the synthetic task, reference policy and scorer trained: u of the responses, and what is to be done with it."""
     config = tiny.get_config()
@@ -202,7 +203,7 @@ def test_blockwise_decoding_beats_sampling_and_its_law_has_an_optimal_transform(
             np.arange(repeats * len(test.texts)), key_for(1, "test"), candidates=candidates, block_tokens=2,
             max_tokens=config.data.response_tokens, eos_ids=(found.tokenizer.eos_id,), pad_id=found.tokenizer.pad_id,
         )  # fmt: skip
-        texts = experiment.decode_completions(found.tokenizer, decoded.tokens_BC, decoded.mask_BC)
+        texts = decode_completions(found.tokenizer, decoded.tokens_BC, decoded.mask_BC)
         rewards = found.dataset.judge(np.repeat(test.texts, repeats).tolist(), texts)
         return np.asarray(calibrate(np.reshape(rewards, (-1, repeats)), table_PK), np.float64)
 
