@@ -71,7 +71,7 @@ def get_config():
 
     config.sft = ConfigDict()
     config.sft.steps = 200  # 0, with a model.path: that model is the reference policy as it is
-    config.sft.batch_size = 128  # demonstrations a step
+    config.sft.batch_size = 256  # demonstrations a step
     config.sft.learning_rate = 3e-3  # peak; 5 % linear warm-up, cosine to 10 %
     config.sft.clip_norm = 1.0  # global gradient norm
 
