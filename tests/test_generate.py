@@ -71,10 +71,24 @@ def test_text_lines_and_no_reference(policy, tmp_path, monkeypatch):
         assert row["completion"] == row["candidates"][0]["completion"]
 
 
+def test_responses_end_before_the_stop_text(policy, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "the red"}\n{"prompt": "a blue bird"}\n')
+    words = [f"--prompts={tmp_path / 'prompts.jsonl'}", "--procedure=best_of(4)"]
+    plain = [[c["completion"] for c in row["candidates"]] for row in run(tmp_path, policy, *words)]
+    stop = max(plain[0], key=len)[1:3]
+    cut = run(tmp_path, policy, *words, "--stop", stop)
+    found = [[c["completion"] for c in row["candidates"]] for row in cut]
+    assert found == [[text.split(stop)[0] for text in row] for row in plain] and found != plain
+    assert all(
+        c["reward"] == pytest.approx(letters([r["prompt"]], [c["completion"]])[0]) for r in cut for c in r["candidates"]
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--reward=x:y"], "--policy is missing"),
+        ([*BLOCKWISE, "--procedure=blockwise(2,3)", "--stop=x"], "--stop is 'x'; blockwise"),
         (["--policy=p", "--reward=x:y", "--max_tokens=0"], "--max_tokens is 0"),
         (["--policy=p", "--reward=x:y", "--seed=x"], "--seed is 'x'; it must be a whole number"),
         (["--policy=p", "--reward=x:y", "--seed"], "--seed has no value"),

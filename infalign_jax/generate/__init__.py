@@ -26,6 +26,7 @@ PAGE = """infalign generate --policy FOLDER --reward REWARD [--prompts FILE] [fl
   --rollouts K             reference responses a prompt (64)
   --max_tokens N           at which a response is cut (128)
   --temperature T          of policy and reference; 0 is greedy (1.0)
+  --stop TEXT              a response ends before this text, of policy and reference; not with blockwise
   --batch B                prompts sampled at once (8)
   --seed S                 same seed, same responses (0)
   --out FILE               where to write; - (the default) is standard output
@@ -33,7 +34,7 @@ PAGE = """infalign generate --policy FOLDER --reward REWARD [--prompts FILE] [fl
 _FLAGS = {  # name -> (default, how its text is read)
     "policy": (None, str), "reward": (None, str), "prompts": ("-", str), "procedure": ("standard", str),
     "scorer": ("", str), "table": ("", str), "reference": ("", str), "rollouts": (64, int), "max_tokens": (128, int),
-    "temperature": (1.0, float), "batch": (8, int), "seed": (0, int), "out": ("-", str),
+    "temperature": (1.0, float), "stop": ("", str), "batch": (8, int), "seed": (0, int), "out": ("-", str),
 }  # fmt: skip
 
 
@@ -55,6 +56,10 @@ def parse(words):
     for name in ("rollouts", "max_tokens", "batch"):
         if options[name] < 1:
             raise ValueError(f"--{name} is {options[name]}; it must be at least 1")
+    if options["stop"] and options["scorer"]:
+        raise ValueError(
+            f"--stop is {options['stop']!r}; blockwise decoding (--scorer) knows no stop text, leave it out"
+        )
     return options
 
 
@@ -91,7 +96,7 @@ def _write(file, prompts, options):
     policy = load_policy(options["policy"])
     if options["scorer"]:
         procedure = procedure._replace(value=rewards.open_scorer(options["scorer"], policy, prompts))
-    drawing = responses.Drawing(options["max_tokens"], options["temperature"], options["seed"])
+    drawing = responses.Drawing(options["max_tokens"], options["temperature"], options["seed"], options["stop"])
     reference = load_policy(options["reference"]) if options["reference"] else None
     calibrator = calibration.open_calibrator(
         options["table"], options["reward"], prompts, reference=reference, rollouts=options["rollouts"]

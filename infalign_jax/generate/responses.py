@@ -27,11 +27,12 @@ class Procedure(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """How responses are drawn, from policy and reference alike."""
+    """How responses are drawn, from policy and reference alike; `stop` is '' where no text ends them."""
 
     max_tokens: int
     temperature: float
     seed: int
+    stop: str = ""
 
 
 def procedure(name, scorer=""):
@@ -103,7 +104,8 @@ def responses(policy, reward, prompts, procedure, calibrator, drawing, first=0):
 
 
 def _options(drawing):
-    return {"max_tokens": drawing.max_tokens, "temperature": drawing.temperature}
+    stop = (drawing.stop,) if drawing.stop else ()
+    return {"max_tokens": drawing.max_tokens, "temperature": drawing.temperature, "stop": stop}
 
 
 def _seed(drawing, *numbers):
