@@ -311,7 +311,7 @@ def small(tmp_path, methods_, steps=2):
 
 def test_every_kind_of_trainer_trains_and_its_folder_loads(tmp_path):
     """PPO keeps its value model to itself; offline methods train on the very responses of the table."""
-    names = ("ppo", "bond", "bonbon_best(3)")
+    names = ("ppo", "bond")
     config = small(tmp_path, names)
     kept = dict(np.load(tmp_path / "calibrate" / "rollouts.npz"))
     table = np.load(tmp_path / "calibrate" / "table.npz")["rewards"]
@@ -322,14 +322,14 @@ def test_every_kind_of_trainer_trains_and_its_folder_loads(tmp_path):
         folder = tmp_path / order.align_folder(name, 0)
         policy = load_policy(folder)
         assert jax.tree.structure(policy.variables) == jax.tree.structure(reference.variables)
-        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), policy.variables, reference.variables)
+        moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), policy.variables, reference.variables)
         assert max(jax.tree.leaves(moved)) > 1e-4
         rows = metrics.read(folder)
         assert [row["step"] for row in rows] == [0, 1]
         assert all(np.isfinite(value) for row in rows for value in row.values())
     assert metrics.read(tmp_path / order.align_folder("ppo", 0))[0]["kl"] == pytest.approx(0, abs=1e-5)
     with config.unlocked():  # a method added later finds the rollouts, and the others done
-        config.align.methods = (*names, "raft")
+        config.align.methods = (*names, "bonbon_best(3)")
     before = (tmp_path / "calibrate" / "rollouts.npz").stat().st_mtime_ns
     main.run("align", config, tmp_path)
     assert (tmp_path / "calibrate" / "rollouts.npz").stat().st_mtime_ns == before
