@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import os
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from infalign_jax.core.masking import masked_sum
 from infalign_jax.data import tokenizer as tokenizers
@@ -133,14 +132,14 @@ def load_policy(folder, **changes):
     Raises:
       ValueError: the folder holds none of these, or one that is damaged or not supported; names it.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = epath.Path(folder).expanduser()
     if (folder / CARD).is_file():
         card = workdir.read_json(folder / CARD)
         config = model_config.from_dict({**card["config"], **changes})
-        where = folder / card["tokenizer"]  # an absolute path stands for itself
+        where = (folder / card["tokenizer"]).resolve()  # an absolute path stands for itself
         variables = _read_variables(folder, config)
     elif (folder / lora.CONFIG_FILE).is_file():
-        where = pathlib.Path(workdir.read_json(folder / lora.CONFIG_FILE)["base_model_name_or_path"])
+        where = epath.Path(workdir.read_json(folder / lora.CONFIG_FILE)["base_model_name_or_path"])
         config, base = hf.load(where, **changes)
         config, adapters = lora.load(folder, config)
         variables = {**base, **adapters}
@@ -162,7 +161,7 @@ def _read_variables(folder, config):
     if card["lora"]:
         rank, targets = card["lora"]["rank"], card["lora"]["targets"]
         shapes = jax.eval_shape(lambda key: lora.init(config, key, rank, targets), jax.random.key(0))
-        reference = _read_variables(pathlib.Path(os.path.normpath(folder / card["reference"])), config)
+        reference = _read_variables((folder / card["reference"]).resolve(), config)
     else:
         shapes = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
     here = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)

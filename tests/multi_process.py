@@ -5,12 +5,14 @@ tests/multi_device.py on meshes over all processes; the first process prints one
 differences from what one device computed, and saves or reads those in the file REFERENCE.
 """
 
+import json
 import os
 import pathlib
 import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,40 +33,63 @@ def free_port():
 
 
 def start(count, devices, command, **variables):
-    """`count` processes of a command, joined into one run; each writes to a pipe of its own."""
-    port = free_port()
+    """`count` processes of a command, joined into one run (alone with JOIN="no"); each with a log of its own."""
+    port, join = free_port(), variables.pop("JOIN", "yes") == "yes"
     shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     shared |= {"INFALIGN_HEARTBEAT_SECONDS": "20", "PYTHONPATH": str(ROOT), **variables}
-    return [
+    logs = [tempfile.TemporaryFile("w+") for _ in range(count)]  # noqa: SIM115 (`finish` closes them)
+    processes = [
         subprocess.Popen(
             [*map(str, command)],
-            env={**os.environ, **shared, "INFALIGN_DISTRIBUTED": f"127.0.0.1:{port},{count},{number}"},
-            stdout=subprocess.PIPE,
+            env={**os.environ, **shared, "INFALIGN_DISTRIBUTED": f"127.0.0.1:{port},{count},{number}" if join else ""},
+            stdout=log,
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        for number in range(count)
+        for number, log in enumerate(logs)
     ]
+    return list(zip(processes, logs, strict=True))
 
 
-def finish(processes, timeout=300):
-    """Exit statuses and outputs of all; whoever is still there after `timeout` seconds is killed, with status -9."""
-    deadline = time.monotonic() + timeout
-    outputs = []
-    for process in processes:
-        try:
-            output, _ = process.communicate(timeout=max(deadline - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate()
-        outputs.append(output)
-    return [process.returncode for process in processes], outputs
+def finish(started, timeout=900):
+    """(statuses, outputs, seconds from the first end to the last); who is still there after `timeout` seconds is killed."""
+    deadline, first = time.monotonic() + timeout, None
+    while any(process.poll() is None for process, _ in started):
+        if first is None and any(process.poll() is not None for process, _ in started):
+            first = time.monotonic()
+        if time.monotonic() > deadline:
+            for process, _ in started:
+                process.kill()
+        time.sleep(0.1)
+    seconds, outputs = time.monotonic() - (first or time.monotonic()), []
+    for _, log in started:
+        log.seek(0)
+        outputs.append(log.read())
+        log.close()
+    return [process.returncode for process, _ in started], outputs, seconds
+
+
+def length_of_own(prompts, completions):
+    """A reward, longer is better; counts what each process was asked, by the number of texts, in the file $SCORED.NUMBER."""
+    import jax
+
+    file = pathlib.Path(f"{os.environ['SCORED']}.{jax.process_index()}")
+    counts = json.loads(file.read_text()) if file.exists() else {}
+    counts[str(len(prompts))] = counts.get(str(len(prompts)), 0) + 1
+    file.write_text(json.dumps(counts))
+    return [float(len(text)) + 0.01 * (sum(map(ord, text)) % 97) for text in completions]
+
+
+def broken_on_1(prompts, completions):
+    """A reward that works on process 0 alone."""
+    import jax
+
+    if jax.process_index() == 1:
+        raise RuntimeError("no rewards today")
+    return [float(len(text)) for text in completions]
 
 
 def main():
     """Compares this run's meshes with one device, and prints the differences."""
-    import json
-
     import jax
 
     from infalign_jax.training import distributed

@@ -1,10 +1,10 @@
 """Tokenisers: one small protocol, SentencePiece or a Hugging Face `tokenizer.json` behind it."""
 
 import io
-import pathlib
 from typing import Protocol
 
 import sentencepiece
+from etils import epath
 
 from infalign_jax.data import hf_tokenizer
 from infalign_jax.data.dataset import require_count
@@ -88,7 +88,7 @@ class SentencePieceTokenizer:
         return self._model.decode(rows, num_threads=1)
 
     def save(self, folder):
-        folder = pathlib.Path(folder)
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{MODEL_FILE}.partial"
         partial.write_bytes(self.model_bytes)
@@ -152,7 +152,7 @@ def load(path):
     A folder with both is read by its `tokenizer.json`, which also knows the added tokens of chat models. Raises
     ValueError where there is none, or where it cannot be used.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     if path.suffix == ".json" or (path / hf_tokenizer.TOKENIZER_FILE).is_file():
         return hf_tokenizer.HFTokenizer.from_folder(path.parent if path.suffix == ".json" else path)
     file = path / MODEL_FILE if path.is_dir() else path

@@ -1,13 +1,13 @@
 """Where the calibrated rewards of `infalign generate` come from: a stored table, reference responses, or a head."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from infalign_jax.core.calibration import calibrate
 from infalign_jax.data.tokenize import encode_prompts
@@ -53,7 +53,7 @@ def open_calibrator(folder, reward, prompts, *, reference=None, rollouts=64):
     """
     if not folder:
         return Calibrator({}, "flat", "as_is", 0.0, reference, rollouts, None)
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     table, texts = read_table(folder)
     _check_reward(table.provenance["reward"], reward, folder)
     head = open_quantiles(folder.parent / "amortize")
@@ -71,7 +71,7 @@ def open_calibrator(folder, reward, prompts, *, reference=None, rollouts=64):
 def _check_reward(made_with, reward, folder):
     own = folder.parent / "reward_model"
     if made_with == reward or (
-        made_with == "learned" and own.is_dir() and own.resolve() == pathlib.Path(reward).resolve()
+        made_with == "learned" and own.is_dir() and own.resolve() == epath.Path(reward).resolve()
     ):
         return
     logging.warning(

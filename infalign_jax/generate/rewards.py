@@ -1,10 +1,10 @@
 """What `infalign generate` scores with: rewards of finished responses, and the scorer of unfinished ones."""
 
 import functools
-import pathlib
 
 import jax
 import numpy as np
+from etils import epath
 
 from infalign_jax.data import tokenizer as tokenizers
 from infalign_jax.data.tokenize import encode_prompts, encode_responses
@@ -28,7 +28,7 @@ def open_reward(spec):
     """
     if spec.startswith(PREFIX):
         return classifier_reward(spec, make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
-    if pathlib.Path(spec).is_dir():
+    if epath.Path(spec).is_dir():
         return learned_reward(spec)
     if ":" not in spec:
         raise ValueError(
@@ -91,7 +91,7 @@ def open_head(folder, flag, add_head):
     Raises:
       ValueError: there is none, or it is damaged.
     """
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     reference = folder.parent / "sft"
     for path in (folder / "done.json", folder / "variables", reference / CARD):
         if not path.exists():
@@ -103,7 +103,7 @@ def open_head(folder, flag, add_head):
     shapes = jax.eval_shape(lambda key: add_head(config, transformer.init(config, key)), jax.random.key(0))
     here = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     variables = checkpoints.load_variables(folder / "variables", checkpoints.abstract(shapes, here))
-    return config, variables, tokenizers.load(reference / card["tokenizer"])
+    return config, variables, tokenizers.load((reference / card["tokenizer"]).resolve())
 
 
 def _padded(length):

@@ -5,9 +5,9 @@ forbids scripts and connections besides, so that nothing a model writes can do m
 """
 
 import json
-import os
-import pathlib
 from html import escape
+
+from etils import epath
 
 from infalign_jax.reporting import figures, picture, records, style, tables
 from infalign_jax.reporting.progress import duration, number
@@ -28,12 +28,12 @@ def text(value):
 
 def write_report(folder):
     """Reads the evaluation in `folder` (records.read) and writes `folder`/report.html atomically; returns its path."""
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     page = render(records.read(folder))
     path = folder / "report.html"
-    spare = path.with_name(path.name + ".new")
-    spare.write_text(page, encoding="utf-8")
-    os.replace(spare, path)
+    spare = folder / f"{path.name}.new"
+    spare.write_bytes(page.encode())
+    spare.replace(path)
     return path
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import tempfile
 
 from etils import epath
@@ -29,7 +30,7 @@ class MetricsWriter:
         if "://" in os.fspath(self.path):  # nothing can be appended to an object in a bucket
             self.local = epath.Path(tempfile.mkdtemp(prefix="infalign-metrics-")) / FILE
             self.local.write_bytes(self.path.read_bytes() if self.path.exists() else b"")
-        self.file = open(os.fspath(self.local), "a", encoding="utf-8")
+        self.file = pathlib.Path(self.local).open("a", encoding="utf-8")  # noqa: SIM115 (`close` does)
 
     def write(self, step, numbers):
         """One row of Python, numpy or jax scalars; non-finite ones are kept, as the text 'nan', 'inf' or '-inf'."""

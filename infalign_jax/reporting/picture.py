@@ -3,11 +3,12 @@
 import contextlib
 import io
 import math
-import pathlib
 import re
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
+
+from etils import epath
 
 from infalign_jax.reporting import style
 
@@ -89,7 +90,7 @@ def png(figure):
 
 def save(pictures, folder):
     """Writes every picture as `folder`/NAME.png and returns the paths."""
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for picture in pictures:

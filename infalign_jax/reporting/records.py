@@ -2,8 +2,9 @@
 
 import json
 import math
-import pathlib
 from typing import NamedTuple
+
+from etils import epath
 
 RESULT_KEYS = ("method", "procedure", "n", "judge", "kl", "kl_se", "win_rate", "low", "high", "theory")
 KEYS = {
@@ -39,7 +40,7 @@ def read(folder):
     Raises ValueError, in one sentence that names the file (and the row and key), when a file is missing or is not
     JSON, when a key is missing, when a number is not finite, or when there are no results.
     """
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     values = {name: _read_json(folder / f"{name}.json") for name in Evaluation._fields}
     for name, keys in KEYS.items():
         _check_rows(folder / f"{name}.json", values[name], keys)
@@ -53,7 +54,7 @@ def read(folder):
 
 def _read_json(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: run the evaluate stage first") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

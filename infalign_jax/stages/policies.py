@@ -95,8 +95,10 @@ def export(experiment, reference, trained, folder):
     if not source:
         return
     merged = jax.jit(lora.merge, static_argnums=0)(experiment.model, {**reference, **trained})
-    hf_save.save(folder / "hf", experiment.model, merged, source)
+    with workdir.on_disk(folder / "hf") as place:
+        hf_save.save(place, experiment.model, merged, source)
     adapters = meshes.fetch(trained) if "lora" in trained else {}
     if adapters and jax.process_index() == 0:
         base = source if experiment.config.sft.steps == 0 else experiment.workdir / "sft" / "hf"
-        lora.save(folder / "adapter", experiment.model, adapters["lora"], os.path.abspath(base))
+        with workdir.on_disk(folder / "adapter") as place:
+            lora.save(place, experiment.model, adapters["lora"], os.path.abspath(base))

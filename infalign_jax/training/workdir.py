@@ -5,8 +5,10 @@ import datetime
 import hashlib
 import json
 import os
+import pathlib
 import socket
 import sys
+import tempfile
 import time
 
 from etils import epath
@@ -168,6 +170,24 @@ def _lock(workdir):
         finally:
             with contextlib.suppress(OSError):  # the disk may be full: that is what is being reported
                 _write_lock(file, {**run, "ended": ended})
+
+
+@contextlib.contextmanager
+def on_disk(folder):
+    """`folder` itself if it is local, else a temporary folder whose files are copied to it at the end.
+
+    For libraries that know no buckets. Of several processes each copies what it has written.
+    """
+    if is_local(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="infalign-") as temporary:
+        yield epath.Path(temporary)
+        for root, _, names in os.walk(temporary):
+            for file in (pathlib.Path(root, name) for name in sorted(names)):
+                target = epath.Path(folder) / file.relative_to(temporary).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
 
 
 def is_local(path):
