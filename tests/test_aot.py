@@ -287,7 +287,8 @@ def test_the_committed_table_is_that_of_the_committed_numbers():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: install infalign-jax[tpu]")
-def test_the_steps_compile_for_two_slices(tmp_path):
+@pytest.mark.parametrize("steps", ["align", pytest.param("sample,score", marks=pytest.mark.slow)])
+def test_the_steps_compile_for_two_slices(tmp_path, steps):
     words = ["--config", TINY, "--topology=v5e:2x2", "--slices=2", "--config.mesh.data=2", "--config.mesh.fsdp=4"]
     words += [
         "--config.align.microbatches=2",
@@ -302,11 +303,10 @@ def test_the_steps_compile_for_two_slices(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["chips"] == 8 and report["slices"] == 2
-    assert set(report["steps"]) == {"sample", "score", "align"}
+    assert ",".join(report["steps"]) == steps
     for numbers in report["steps"].values():
         assert numbers["fits"] is True and 0 < numbers["arguments"] < numbers["peak"] < numbers["hbm"]
         assert numbers["received_total"] > 0
     # Only the gradient crosses between the slices, each chip's own share of it.
-    assert report["steps"]["align"]["received_across_slices"] > 0
-    assert report["steps"]["align"]["received_across_slices"] < report["steps"]["align"]["received_total"]
-    assert report["steps"]["score"]["received_across_slices"] == 0
+    across = {name: numbers["received_across_slices"] for name, numbers in report["steps"].items()}
+    assert across.pop("align", 1) > 0 and not any(across.values())
