@@ -19,7 +19,7 @@ def get_config():
         config.calibrate.prompts_per_call = 68
         config.align.methods = ("identity", "exponential(10)", "optimal(best_of(8))", AVERAGE)
         config.align.seeds = (0, 1, 2)
-        config.align.steps = 180
+        config.align.steps = 200
         config.align.rollouts = 12
         # A transform as steep as the optimum for best-of-8 is learned late, and a quick controller would chase it.
         config.align.kl_rate = 0.04

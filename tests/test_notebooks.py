@@ -40,6 +40,7 @@ def test_quickstart():
     assert numbers_after(printed, "exponential(10)")[2] == pytest.approx(0.9037, abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_bring_your_own_trainer():
     printed, pictures = execute("bring_your_own_trainer")
