@@ -15,7 +15,7 @@ from infalign_jax.reporting.progress import Progress
 from infalign_jax.stages.experiment import draw, encode_split, load_reference, open_experiment
 from infalign_jax.stages.reward import mean_reward, open_reward
 from infalign_jax.stages.scoring import score_rollouts
-from infalign_jax.training import workdir
+from infalign_jax.training import preemption, workdir
 from infalign_jax.training.distributed import is_first
 
 PROMPTS = "prompts.json"  # the texts of the table's rows, for those who read a table without the data it was made on
@@ -124,6 +124,8 @@ def run(config):
                 _write(path, rewards=rewards_BR, ended=ended_BR)
             part = _read(path, ("rewards", "ended"))
             parts.append({name: array[: P - first] for name, array in part.items()})
+            if preemption.noticed() and first + size < P:
+                preemption.stop(f"calibrate, {first + size} of {P} prompts")
             bar.update(min(first + size, P), {"reward": mean_reward(part["rewards"]), "cut": 1 - part["ended"].mean()})
     rewards_PR, ended_PR = (np.concatenate([part[name] for part in parts]) for name in ("rewards", "ended"))
     rewards_PK, held_out_PH = np.split(rewards_PR, [config.calibrate.rollouts], axis=1)

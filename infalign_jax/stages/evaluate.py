@@ -20,7 +20,7 @@ from infalign_jax.stages.experiment import encode_split, load_reference, open_ex
 from infalign_jax.stages.measure import at_equal_kl, make_step, pool
 from infalign_jax.stages.policies import interpolate, load_trained
 from infalign_jax.stages.reward import open_reward
-from infalign_jax.training import workdir
+from infalign_jax.training import preemption, workdir
 from infalign_jax.training.distributed import is_first
 
 
@@ -50,6 +50,8 @@ def run(config):
             target = at_equal_kl(measure, config.align.target_kl, section.kl_tolerance)
             curve = [start, *(measure(alpha) for alpha in section.curve), target]
             curves.setdefault(method, []).append(curve)
+            if preemption.noticed() and count + 1 < len(runs):
+                preemption.stop("evaluate, which begins anew")
             bar.update(count + 1, {"kl": target.kl_P.mean(), "weight": target.alpha})
     # Per method the places of its curve, each measured once with every training seed; the last is the target KL.
     curves = {method: [pool(seeds) for seeds in zip(*runs, strict=True)] for method, runs in curves.items()}

@@ -39,11 +39,13 @@ def noticed():
     """Whether to save and stop now; the same answer on every process, which must all ask equally often."""
     import jax
 
-    if not jax.distributed.is_initialized():
-        return _asked
-    from jax.experimental import multihost_utils
+    global _asked
+    if jax.distributed.is_initialized():
+        from jax.experimental import multihost_utils
 
-    return multihost_utils.reached_preemption_sync_point(next(_polls))
+        # The service says so once, at a call that it has chosen for all processes.
+        _asked = multihost_utils.reached_preemption_sync_point(next(_polls)) or _asked
+    return _asked
 
 
 def stop(where):
