@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 from benchmarks import flops, side_limit
@@ -23,8 +24,8 @@ class Side:
 
     def __init__(self, python, side, benchmark, shape):
         command = [python, "-m", "benchmarks.worker", side, benchmark, shape]
-        pipe = subprocess.PIPE
-        self.log = open(f"/tmp/benchmark-{side}.log", "w")
+        pipe = subprocess.PIPE  # noqa: SIM115 (the worker outlives this call)
+        self.log = tempfile.NamedTemporaryFile("w", prefix=f"benchmark-{side}-", suffix=".log", delete=False)  # noqa: SIM115
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.log, text=True, cwd=os.getcwd())
         self.name = side
         self.versions = self.answer()["versions"]
@@ -53,6 +54,7 @@ def race(benchmark, name, pythons, rounds):
         for _ in range(rounds):
             for side in sides:
                 turns[side.name].append(side.turn())
+                print(side.name, turns[side.name][-1], file=sys.stderr, flush=True)
     finally:
         for side in sides:
             side.close()
@@ -96,7 +98,9 @@ def line(row):
         cells.append(f"{side} {row['seconds'][side]:.2f} s")
         cells.append(f"{ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})")
         cells.append(f"CPU time {row['cpu_ratio'][side]['median']:.2f}x")
-    share = f"{row['share_of_limit']:.0%} of {row['matmul_gflops']:.0f} GFLOP/s (CPU time: {row['share_of_limit_cpu']:.0%})"
+    share = (
+        f"{row['share_of_limit']:.0%} of {row['matmul_gflops']:.0f} GFLOP/s (CPU time: {row['share_of_limit_cpu']:.0%})"
+    )
     return "| " + " | ".join([*cells, share]) + " |"
 
 
