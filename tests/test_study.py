@@ -34,7 +34,10 @@ def fabricated(task, method, kl, seed, level, prompts=6):
         "kl_measured": kl,
         "kl_P": [kl] * prompts,
         "groups": ["a"] * prompts,
-        "win_rates": {judge: {"standard": wins, "best_of(4)": wins} for judge in ("train", "gold")},
+        "win_rates": {
+            "train": {"standard": wins, "best_of(4)": wins},
+            "gold": {"standard": (np.array(wins) - 0.1).tolist(), "best_of(4)": wins},
+        },
         "rewards": {"train": 1.0},
         "rollouts": {"calibrate": 640, "align": 1280},
         "calibration_rollouts": 64,

@@ -22,7 +22,7 @@ def pictures(rows, loss_rows, head):
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task]
         made.append(win_rate_against_kl(mine, task, head))
-        if len({row["judge"] for row in mine}) > 1:
+        if _judges_differ(mine):
             made.append(hacking(mine, task))
         made.append(robustness([row for row in loss_rows if row["task"] == task and row["judge"] == head], task))
     return made
@@ -42,7 +42,7 @@ def win_rate_against_kl(rows, task, judge):
         caption="Each point is a policy trained for that KL, pooled over seeds of the whole pipeline; bars: 95 % intervals over "
         "prompts and seeds.",
         panels=[*panels, Panel(partial(_legend, looks=looks), (4.0, 3.3))],
-        columns=min(3, len(panels) + 1),
+        columns=min(4, len(panels) + 1),
     )
 
 
@@ -83,6 +83,14 @@ def robustness(rows, task):
     )
 
 
+def _judges_differ(rows):
+    """Whether there is a second judge that is not the training reward itself."""
+    told = {}
+    for row in rows:
+        told.setdefault((row["method"], row["kl"], row["procedure"]), set()).add(row["win_rate"])
+    return any(len(values) > 1 for values in told.values())
+
+
 def _of(rows, **wanted):
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
@@ -94,6 +102,7 @@ def _curves(axes, rows, looks, title):
             x, y = ([row[key] for row in curve] for key in ("kl_measured", "win_rate"))
             axes.vlines(x, [row["low"] for row in curve], [row["high"] for row in curve], color=look.color, alpha=0.4)
             axes.plot(x, y, color=look.color, marker=look.marker, markersize=5, linewidth=1.4)
+    axes.set_xlim(0, 1.06 * max(row["kl_measured"] for row in rows))
     axes.set_title(title)
     axes.set_xlabel(KL_LABEL, fontsize=8)
     axes.set_ylabel("win rate over the reference", fontsize=8)
