@@ -24,7 +24,7 @@ class Side:
 
     def __init__(self, python, side, benchmark, shape):
         command = [python, "-m", "benchmarks.worker", side, benchmark, shape]
-        pipe = subprocess.PIPE  # noqa: SIM115 (the worker outlives this call)
+        pipe = subprocess.PIPE
         self.log = tempfile.NamedTemporaryFile("w", prefix=f"benchmark-{side}-", suffix=".log", delete=False)  # noqa: SIM115
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.log, text=True, cwd=os.getcwd())
         self.name = side
