@@ -4,7 +4,7 @@ import functools
 import itertools
 import pathlib
 
-from infalign_jax.core import optimal, procedures, theory, transforms
+from infalign_jax.core import optimal, procedures, theory
 from infalign_jax.reporting import picture, study_figures, study_results, style
 from infalign_jax.training import workdir
 
@@ -93,13 +93,9 @@ def ceilings(found, rows):
 @functools.lru_cache(maxsize=512)
 def _theory(procedure, kl, calibration_samples):
     """(win rate of identity, win rate of the optimum) at a KL."""
-    law, phi = procedures.from_name(procedure), transforms.identity()
-    if calibration_samples is None:
-        own = theory.win_rate(law, phi, theory.beta_for_kl(phi, kl))
-    else:
-        own = theory.win_rate(
-            law, *optimal.resolve("identity", kl=kl, calibration_samples=calibration_samples), calibration_samples
-        )
+    law = procedures.from_name(procedure)
+    phi, beta = optimal.resolve("identity", kl=kl, calibration_samples=calibration_samples)
+    own = theory.win_rate(law, phi, beta, calibration_samples)
     best = optimal.optimal_transform(law, kl=kl, calibration_samples=calibration_samples).win_rate
     return float(own), float(best)
 
