@@ -295,6 +295,7 @@ def test_the_steps_compile_for_two_slices(tmp_path, steps):
         "--config.model.embed_dim=128",
         "--config.model.remat=layer",
         "--effort=-1",
+        f"--steps={steps}",
     ]
     command = [sys.executable, "-m", "infalign_jax", "aot", *words, f"--json={tmp_path / 'report.json'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
@@ -307,6 +308,6 @@ def test_the_steps_compile_for_two_slices(tmp_path, steps):
     for numbers in report["steps"].values():
         assert numbers["fits"] is True and 0 < numbers["arguments"] < numbers["peak"] < numbers["hbm"]
         assert numbers["received_total"] > 0
-    # Only the gradient crosses between the slices, each chip's own share of it.
+    # Between the slices goes each chip's share of the gradient, and, while sampling, whether all have ended.
     across = {name: numbers["received_across_slices"] for name, numbers in report["steps"].items()}
-    assert across.pop("align", 1) > 0 and not any(across.values())
+    assert across.get("align", 1) > 0 and across.get("score", 0) == 0 and across.get("sample", 0) < 1e4
