@@ -310,4 +310,4 @@ def test_the_steps_compile_for_two_slices(tmp_path, steps):
         assert numbers["received_total"] > 0
     # Between the slices goes each chip's share of the gradient, and, while sampling, whether all have ended.
     across = {name: numbers["received_across_slices"] for name, numbers in report["steps"].items()}
-    assert across.get("align", 1) > 0 and across.get("score", 0) == 0 and across.get("sample", 0) < 1e4
+    assert across.get("align", 1) > 0 and across.get("score", 0) == 0 and across.get("sample", 0) < 1e5
