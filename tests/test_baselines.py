@@ -309,6 +309,7 @@ def small(tmp_path, methods_, steps=2):
     return config
 
 
+@pytest.mark.slow
 def test_every_kind_of_trainer_trains_and_its_folder_loads(tmp_path):
     """PPO keeps its value model to itself; offline methods train on the very responses of the table."""
     names = ("ppo", "bond")

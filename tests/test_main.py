@@ -151,7 +151,7 @@ def test_doctor_names_the_machine_and_what_a_config_would_run(capsys, tmp_path):
         "memory ",
         "GiB free",
         "31 steps of 64",
-        "8 steps of 128 pairs",
+        "8 steps of 256 pairs",
         "2 methods (raw, log)",
     ):
         assert words in said
