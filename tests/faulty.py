@@ -16,7 +16,7 @@ import sys
 import time
 
 FAULT, PROCESS, STEP = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-MINE = int(os.environ.get("INFALIGN_DISTRIBUTED", "0").rpartition(",")[2]) == PROCESS
+MINE = int(os.environ.get("INFALIGN_DISTRIBUTED", "").rpartition(",")[2] or 0) == PROCESS
 sys.argv = ["infalign", *sys.argv[4:]]
 
 from infalign_jax import main

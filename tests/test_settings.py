@@ -59,6 +59,8 @@ BAD = {  # key: (words of the message, illegal values)
     "evaluate.headline": ("", (4, "", "best", "best_of", "best_of()", "best_of(0)", "best_of(4", "best_of(3)", "best_of(2.5)")),
     "evaluate.kl_tolerance": ("at most 1", (0.0, 2.0)),
     "log.tensorboard": ("True or False", (1, "true")),
+    "align.keep_best": ("integer of at least 0", (-1, 1.0, None)),
+    "log.profile_steps": ("FIRST <= LAST", ((3,), (3, 2), (-1, 2), 3, (0, 1.5), (1, 2, 3), "1,2", None)),
 }  # fmt: skip
 METHODS = {  # method: words of the message
     "exponentail(10)": "unknown transform",
