@@ -5,25 +5,21 @@ A key has one home and one default: this file. Set one from the command line wit
 
 from ml_collections import ConfigDict
 
+# fmt: off
+
 
 def get_config():
     config = ConfigDict()
     config.seed = 0  # int >= 0; every random number of the run is a fold of (seed, purpose, step)
     config.reward = "gold"  # training reward: 'gold' (the task's own), 'learned' (our Bradley-Terry model), 'hf:FOLDER', 'module:function'
-    config.judge = (
-        "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), as above, 'none'
-    )
+    config.judge = "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), as above, 'none'
 
     config.data = ConfigDict()
     config.data.name = "synthetic"  # 'synthetic', 'synthetic_ledger', 'anthropic_hh', 'tldr', 'jsonl'
     config.data.path = ""  # folder or file of the data; '' for data that is generated or downloaded
     config.data.cache_dir = ""  # where TFDS keeps prepared data; '' is ~/tensorflow_datasets
-    config.data.subset = (
-        "harmless_base"  # anthropic_hh only: helpful_base, helpful_online, helpful_rejection_sampled, harmless_base
-    )
-    config.data.train_prompts = (
-        0  # prompts to calibrate and align on; 0 keeps all (the synthetic task always keeps all)
-    )
+    config.data.subset = "harmless_base"  # anthropic_hh only: helpful_base, helpful_online, helpful_rejection_sampled, harmless_base
+    config.data.train_prompts = 0  # prompts to calibrate and align on; 0 keeps all (the synthetic task always keeps all)
     config.data.test_prompts = 64  # held-out prompts to evaluate on; 0 keeps all
     config.data.test_fraction = 0.1  # jsonl only: share of the prompts that is held out
     config.data.judge_fraction = 0.5  # share of the preference pairs kept for the judge, not seen by the reward model
@@ -36,9 +32,7 @@ def get_config():
     config.data.long_prompts = "error"  # a prompt over the limit: 'error', 'truncate_left' (keeps its end), 'drop'
 
     config.tokenizer = ConfigDict()
-    config.tokenizer.path = (
-        ""  # a SentencePiece .model file or a folder with a tokenizer; '' is the model's own, or trains one on the data
-    )
+    config.tokenizer.path = ""  # a SentencePiece .model file or a folder with a tokenizer; '' is the model's own, or trains one on the data
     config.tokenizer.kind = "word"  # how to train one: 'word' (split at spaces), 'bpe', 'unigram'
     config.tokenizer.vocab_size = 4096  # pieces to train; 'word' takes one a word
 
@@ -52,15 +46,11 @@ def get_config():
     config.model.mlp_dim = 192  # width of the gated MLP
     config.model.tied_embeddings = True  # one matrix for tokens in and logits out
     config.model.dtype = "float32"  # compute: 'float32', 'bfloat16'
-    config.model.param_dtype = (
-        "float32"  # parameters as kept and trained; 'bfloat16' suits those that LoRA leaves alone
-    )
+    config.model.param_dtype = "float32"  # parameters as kept and trained; 'bfloat16' suits those that LoRA leaves alone
     config.model.remat = "none"  # 'none' keeps activations, 'layer' recomputes each layer in the backward pass
 
     config.lora = ConfigDict()
-    config.lora.rank = (
-        0  # of the adapters that stage align trains on the reference's own parameters; 0 trains all of them
-    )
+    config.lora.rank = 0  # of the adapters that stage align trains on the reference's own parameters; 0 trains all of them
     config.lora.alpha = 16.0  # adapters are scaled by alpha / rank
     config.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")  # projections that get one
 
@@ -83,23 +73,15 @@ def get_config():
 
     config.sampling = ConfigDict()
     config.sampling.temperature = 1.0  # of every rollout; the theory is about 1.0
-    config.sampling.truncated = (
-        "as_is"  # a response cut at the limit: 'as_is', 'penalty', 'lowest' (lowest calibrated reward)
-    )
+    config.sampling.truncated = "as_is"  # a response cut at the limit: 'as_is', 'penalty', 'lowest' (lowest calibrated reward)
     config.sampling.penalty = 0.0  # reward units taken off a cut response under 'penalty'
 
     config.calibrate = ConfigDict()
     config.calibrate.rollouts = 64  # K, reference rollouts per training prompt
     config.calibrate.held_out = 16  # further reference rollouts per prompt, not in the table, that test it
-    config.calibrate.mismatch = (
-        "warn"  # held-out rollouts that the table does not calibrate: 'warn', 'refuse', 'ignore'
-    )
-    config.calibrate.tails = (
-        "flat"  # u beyond the extremes of the K rollouts: 'flat' (ranks) or 'exponential' (fitted tails)
-    )
-    config.calibrate.source = (
-        "table"  # u of training rewards: 'table' (rollouts) or 'amortized' (quantiles predicted from the prompt)
-    )
+    config.calibrate.mismatch = "warn"  # held-out rollouts that the table does not calibrate: 'warn', 'refuse', 'ignore'
+    config.calibrate.tails = "flat"  # u beyond the extremes of the K rollouts: 'flat' (ranks) or 'exponential' (fitted tails)
+    config.calibrate.source = "table"  # u of training rewards: 'table' (rollouts) or 'amortized' (quantiles predicted from the prompt)
     config.calibrate.prompts_per_call = 136  # prompts sampled at once; a part file is saved after each call
 
     config.amortize = ConfigDict()
@@ -113,9 +95,7 @@ def get_config():
     config.amortize.leave_out = False  # also train without each group of prompts, and measure on that group
 
     config.prefix_scorer = ConfigDict()
-    config.prefix_scorer.enabled = (
-        False  # whether `run` includes it: what `generate --procedure "blockwise(K, M)"` needs
-    )
+    config.prefix_scorer.enabled = False  # whether `run` includes it: what `generate --procedure "blockwise(K, M)"` needs
     config.prefix_scorer.target = "calibrated"  # what a prefix predicts of its response: 'calibrated' (u) or 'reward'
     config.prefix_scorer.rollouts = 16  # reference responses per training prompt to learn from
     config.prefix_scorer.steps = 300
@@ -125,13 +105,7 @@ def get_config():
     config.prefix_scorer.held_out = 16  # responses per held-out prompt by which it is judged
 
     config.align = ConfigDict()
-    config.align.methods = (
-        "raw",
-        "raw_group_std",
-        "identity",
-        "exponential(10)",
-        "exponential(-5)",
-    )  # compared by `run`
+    config.align.methods = ("raw", "raw_group_std", "identity", "exponential(10)", "exponential(-5)")  # compared by `run`
     config.align.seeds = (0,)  # training seeds; every method is trained once with each, results pool prompts and seeds
     config.align.steps = 140
     config.align.prompts_per_step = 64  # B
@@ -154,9 +128,7 @@ def get_config():
     config.baselines.ppo_clip = 0.2  # how far a token's probability ratio may go before its gradient stops
     config.baselines.ppo_decay = 0.95  # lambda of generalised advantages; 1 is Monte Carlo
     config.baselines.bonbon_sft = 0.005  # weight of BoNBoN's likelihood term; the squared margin has the rest
-    config.baselines.bond_forward = (
-        0.5  # weight of KL(best-of-n || policy) in BOND; KL(policy || best-of-n) has the rest
-    )
+    config.baselines.bond_forward = 0.5  # weight of KL(best-of-n || policy) in BOND; KL(policy || best-of-n) has the rest
 
     config.evaluate = ConfigDict()
     config.evaluate.samples = 64  # M, responses per held-out prompt and policy
