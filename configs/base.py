@@ -48,6 +48,7 @@ def get_config():
     config.model.dtype = "float32"  # compute: 'float32', 'bfloat16'
     config.model.param_dtype = "float32"  # parameters as kept and trained; 'bfloat16' suits those that LoRA leaves alone
     config.model.remat = "none"  # 'none' keeps activations, 'layer' recomputes each layer in the backward pass
+    config.model.attention = "xla"  # of whole sequences: 'xla', or 'splash', a Pallas kernel for TPUs
 
     config.lora = ConfigDict()
     config.lora.rank = 0  # of the adapters that stage align trains on the reference's own parameters; 0 trains all of them

@@ -109,6 +109,7 @@ def run(config, given):
 
 def _model(config, preset):
     """The resolved config, and its policy's architecture."""
+    from infalign_jax.models import config as model_config
     from infalign_jax.models import presets
     from infalign_jax.stages import settings
     from infalign_jax.stages.architecture import architecture
@@ -120,7 +121,7 @@ def _model(config, preset):
     with config.unlocked():
         config.model.path, config.sft.steps = "", max(config.sft.steps, 1)
     config = settings.resolve(config, "not-chosen")
-    how = {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
+    how = {name: config.model[name] for name in model_config.HOW}
     if config.lora.rank:
         how["lora_scale"] = config.lora.alpha / config.lora.rank
     return config, presets.from_name(preset, **how)

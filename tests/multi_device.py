@@ -1,9 +1,12 @@
 """Run as a program: the align step and the sampler on one device and on meshes of eight, compared; one with microbatches.
 
+With the word `splash` it is the attention kernel, interpreted, that computes on the mesh, and XLA on the one device.
 Prints one JSON object: for each mesh, the largest relative differences from one device, and whether the tokens are the same.
 """
 
 import json
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,23 +15,42 @@ import optax
 from infalign_jax.models import config as model_config
 from infalign_jax.models import transformer
 from infalign_jax.models.sharding import logical_axes
-from infalign_jax.sampling.sampler import sample
+from infalign_jax.sampling.sampler import Rollouts, sample
 from infalign_jax.stages import align
+from infalign_jax.stages.scoring import score_rollouts
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training.state import init_state, state_shardings
 
 MODEL = model_config.from_dict(
     dict(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
+    | dict(window=4, pattern=("local", "global"), attention_soft_cap=2.0)
 )
 MESHES = {"data": dict(data=8, fsdp=1, tensor=1), "all": dict(data=2, fsdp=2, tensor=2)}
 B, R, S, C, K = 8, 4, 6, 5, 16
 
 
-def run(sizes, devices, microbatches=1):
-    """Loss, gradients, parameters after five SGD steps, and tokens of a rollout, on one mesh."""
+def rewards_by_host(mesh, tokens_BRC, mask_BRC):
+    """The rewards of the stages: each process is asked for those of its own rows. And how many texts this one was asked for."""
+    tokenizer = SimpleNamespace(eos_id=1, decode_batch=lambda rows: [" ".join(map(str, row)) for row in rows])
+    sampling = SimpleNamespace(truncated="as_is", penalty=0.0)
+    experiment = SimpleNamespace(mesh=mesh, tokenizer=tokenizer, config=SimpleNamespace(sampling=sampling))
+    asked = []
+
+    def reward(prompts, completions):
+        asked.extend(prompts)
+        return [sum(map(int, text.split())) % 17 / 17 for text in completions]
+
+    arrays = dict.fromkeys(Rollouts._fields, mask_BRC) | {"tokens_BRC": tokens_BRC, "mask_BRC": mask_BRC}
+    rollouts = Rollouts(**arrays | {"ended_BR": mask_BRC[:, :, 0]})
+    (rewards_BR,), _ = score_rollouts(experiment, rollouts, [f"prompt {b}" for b in range(B)], [reward], "here")
+    return rewards_BR, len(asked)
+
+
+def run(sizes, devices, microbatches=1, model=MODEL):
+    """Loss, gradients, parameters after five SGD steps, tokens of a rollout, and texts this process scored, on one mesh."""
     mesh = meshes.make_mesh(sizes, devices)
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: transformer.init(MODEL, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
     shardings = meshes.param_shardings(mesh, shapes, logical_axes(shapes))
     # The same numbers on every mesh, made on the host.
     variables, reference = (
@@ -39,26 +61,27 @@ def run(sizes, devices, microbatches=1):
     prompts = meshes.put_batch(
         mesh, (rng.integers(3, 64, (B, S)).astype(np.int32), lengths_B, np.arange(B, dtype=np.int32))
     )
-    rollouts = sample(MODEL, variables, *prompts, jax.random.key(2), rollouts=R, max_tokens=C, eos_ids=(1,), pad_id=0)
+    rollouts = sample(model, variables, *prompts, jax.random.key(2), rollouts=R, max_tokens=C, eos_ids=(1,), pad_id=0)
     on_host = {
         "tokens": rng.integers(3, 64, (B, R, C)).astype(np.int32),
         "mask": (rng.random((B, R, C)) < 0.9).astype(np.float32),
         "ended": np.ones((B, R), np.float32),
-        "rewards": rng.normal(size=(B, R)).astype(np.float32),
         "table": np.sort(rng.normal(size=(B, K)).astype(np.float32), 1),
     }
     batch = {"prompt_tokens": prompts[0], "prompt_lengths": prompts[1], **meshes.put_batch(mesh, on_host)}
+    rewards_BR, asked = rewards_by_host(mesh, batch["tokens"], batch["mask"])
+    batch["rewards"] = meshes.put_batch(mesh, rewards_BR)
     shaping, beta = align.method_shaping("exponential(10)", np.sort(rng.normal(size=(64, K)), 1), 0.5)
     shaping = jax.device_put(shaping, meshes.replicated(mesh))
     optimizer = optax.sgd(0.1, momentum=0.5)  # after one step its momentum is the gradient
     state = init_state(variables, optimizer, beta)
     state = jax.device_put(state, state_shardings(mesh, state, shardings))
-    step = align.make_step(MODEL, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=1, microbatches=microbatches)
+    step = align.make_step(model, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=1, microbatches=microbatches)
     state, first = step(state, reference, batch, shaping)
     gradients = meshes.fetch(state.optimizer)
     for _ in range(4):
         state, _ = step(state, reference, batch, shaping)
-    return meshes.fetch(first["loss"]), gradients, *meshes.fetch((state.variables, rollouts.tokens_BRC))
+    return meshes.fetch(first["loss"]), gradients, *meshes.fetch((state.variables, rollouts.tokens_BRC)), asked
 
 
 def relative(a, b):
@@ -69,17 +92,24 @@ def relative(a, b):
     )
 
 
+def differences(found, expected):
+    """A dict of how one `run` differs from another on the same numbers."""
+    return {
+        "loss": abs(float(found[0] - expected[0])) / abs(float(expected[0])),
+        "gradients": relative(found[1], expected[1]),
+        "variables": relative(found[2], expected[2]),
+        "same_tokens": bool((found[3] == expected[3]).all()),
+    }
+
+
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
-    loss, gradients, variables, tokens = run(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    report = {}
-    for name, sizes in MESHES.items():
-        other = run(sizes, jax.devices(), microbatches=2 if name == "all" else 1)
-        report[name] = {
-            "loss": abs(float(other[0] - loss)) / abs(float(loss)),
-            "gradients": relative(other[1], gradients),
-            "variables": relative(other[2], variables),
-            "same_tokens": bool((other[3] == tokens).all()),
-        }
-    print(json.dumps(report))
+    one = run(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    model, names = MODEL, list(MESHES)
+    if "splash" in sys.argv:
+        model, names = MODEL.replace(attention="splash_interpreted"), ["all"]
+    found = {
+        name: run(MESHES[name], jax.devices(), microbatches=2 if name == "all" else 1, model=model) for name in names
+    }
+    print(json.dumps({name: differences(other, one) for name, other in found.items()}))

@@ -113,6 +113,7 @@ def test_meshes_over_processes_compute_what_one_device_does(count, devices, tmp_
         assert found["same_tokens"], name
         for key in ("loss", "gradients", "variables"):
             assert found[key] < 1e-5, (name, key, found[key])
+        assert found["asked"] == [8 * 4 // count] * count, name  # rewards of 8 prompts with 4 rollouts, by host
 
 
 def test_the_whole_pipeline_by_two_processes(tmp_path):

@@ -172,9 +172,10 @@ def test_killed_in_the_middle_of_align_ends_bit_identical(finished, tmp_path):
         assert steps == list(range(12))
 
 
-def test_eight_devices_do_what_one_does():
+@pytest.mark.parametrize("words", [[], pytest.param(["splash"], marks=pytest.mark.slow)])
+def test_eight_devices_do_what_one_does(words):
     result = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "multi_device.py")],
+        [sys.executable, str(ROOT / "tests" / "multi_device.py"), *words],
         check=True,
         capture_output=True,
         text=True,

@@ -30,6 +30,7 @@ BAD = {  # key: (words of the message, illegal values)
     "model.num_layers": COUNTS,
     "model.dtype": ("'bfloat16'", ("float16", "fp32", None)),
     "model.remat": ("'layer'", ("all", True)),
+    "model.attention": ("'splash'", ("flash", "splash_interpreted", None)),
     "model.tied_embeddings": ("True or False", (1, "yes", None)),
     "mesh.data": ("-1 or an integer of at least 1", (0, -2, True, 1.0, "2")),
     "sft.steps": ("integer of at least 0", (-1, 1.5, True, "8", None)),

@@ -6,6 +6,9 @@ _ACTIVATIONS = ("silu", "gelu_tanh")
 _DTYPES = ("float32", "bfloat16")
 _LAYER_KINDS = ("global", "local")
 _REMAT = ("none", "layer", "dots")
+_ATTENTION = ("xla", "splash", "splash_interpreted")
+# Fields that say how a model is computed, not which it is; the keys of config.model that every model here takes.
+HOW = ("dtype", "param_dtype", "remat", "attention")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class TransformerConfig:
                             scaling applies to both)
     dtype, param_dtype      of the computation and of the stored parameters; norms, softmax and logits are float32
     remat                   what the backward pass recomputes: 'none', 'dots' (all but matmul results), 'layer' (all)
+    attention               of whole sequences: 'xla', or 'splash', the kernel of `models.splash`, on TPUs only
+                            ('splash_interpreted' runs it anywhere, slowly, for tests)
     lora_scale              alpha / rank, the factor on the adapters in variables['lora'], if there are any
     """
 
@@ -84,6 +89,7 @@ class TransformerConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    attention: str = "xla"
     lora_scale: float = 1.0
 
     def __post_init__(self):
@@ -101,6 +107,7 @@ class TransformerConfig:
             ("dtype", _DTYPES),
             ("param_dtype", _DTYPES),
             ("remat", _REMAT),
+            ("attention", _ATTENTION),
         ):
             if getattr(self, name) not in legal:
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; legal are {', '.join(map(repr, legal))}")

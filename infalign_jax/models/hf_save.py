@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from infalign_jax.models import hf, hf_config, sharding
+from infalign_jax.models.config import HOW
 
 SHARD_BYTES = 5_000_000_000  # of one file
 _SMALL_FILES = (".json", ".model", ".jinja", ".txt")
@@ -137,7 +138,7 @@ def _meet(when):
 def _config_of(config, variables, source):
     """The config.json to write: that of `source`, with the dtype of the parameters. ValueError if it is of another model."""
     values = hf.read_config(source)
-    same = dict(dtype=config.dtype, param_dtype=config.param_dtype, remat=config.remat, lora_scale=config.lora_scale)
+    same = {name: getattr(config, name) for name in (*HOW, "lora_scale")}
     theirs = hf_config.from_hf(values, **same, tied_embeddings=config.tied_embeddings)
     if theirs != config:
         raise ValueError(f"{source} describes another architecture than the model to be saved")

@@ -120,15 +120,38 @@ def _slots_last(x):
     return jnp.moveaxis(x, -3, -1)
 
 
+def _splash(config, variables, layer, q, k, v, valid_BS, rollouts=0):
+    """Attention of one layer by the kernel, whose windows are static: a branch for each kind of layer."""
+    from infalign_jax.models import splash  # Pallas takes half a second to import
+
+    mesh = jax.typeof(variables["params"]["embed"]["embedding"]).sharding.mesh
+    interpret = config.attention == "splash_interpreted"
+    if mesh.empty and not interpret:
+        splash.check(jax.default_backend())
+
+    def branch(window):
+        return splash.attend(q, k, v, valid_BS, rollouts, window, config.attention_soft_cap, mesh, interpret)
+
+    windows = {local: config.window if local else None for local in config.is_local}
+    if len(windows) == 1:
+        return branch(*windows.values())
+    return jax.lax.cond(
+        jnp.asarray(config.is_local)[layer], *(functools.partial(branch, windows[kind]) for kind in (True, False))
+    )
+
+
 def _prompt_pass(config, variables, tokens_BS, lengths_B, cache=None):
     num_slots = tokens_BS.shape[1]
     valid_BS = attention.valid_slots(lengths_B, num_slots)
 
     def attend(cache, layer, window, q, k, v):
-        k, v = _slots_last(k), _slots_last(v)
-        out = attention.attend_prompt(q, k, v, valid_BS, window, config.attention_soft_cap)
+        kv = _slots_last(k), _slots_last(v)
+        if config.attention == "xla":
+            out = attention.attend_prompt(q, *kv, valid_BS, window, config.attention_soft_cap)
+        else:
+            out = _splash(config, variables, layer, q, k, v, valid_BS)
         if cache is not None:
-            cache = Cache(*(caches.write(config, x, layer, y, -1) for x, y in zip(cache, (k, v), strict=True)))
+            cache = Cache(*(caches.write(config, x, layer, y, -1) for x, y in zip(cache, kv, strict=True)))
         return out, cache
 
     x = _embed(config, variables, tokens_BS)
@@ -197,6 +220,8 @@ def _shared_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, completi
         return head, tail.reshape(num_prompts, rollouts, length, *x_BX.shape[2:])
 
     def attend(cache, layer, window, q, k, v):
+        if config.attention != "xla":
+            return _splash(config, variables, layer, q, k, v, valid_BS, rollouts), cache
         (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = split(q), split(k), split(v)
         cap = config.attention_soft_cap
         prompt_kv = (_slots_last(k_prompt), _slots_last(v_prompt))

@@ -3,6 +3,8 @@
 import re
 import time
 
+import jax
+
 from infalign_jax.scale import hlo
 
 LARGEST_SHARE = 0.9  # of the parameters in one gather: that much at once defeats their splitting
@@ -16,13 +18,20 @@ def compile_step(step, effort):
     """
     started = time.monotonic()
     lowered = step.lower()
-    options = {"exec_time_optimization_effort": effort} if effort else None
     try:
-        return lowered.compile(compiler_options=options), None, time.monotonic() - started
+        return lowered.compile(compiler_options=_options(effort)), None, time.monotonic() - started
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None, str(error), time.monotonic() - started
+
+
+def _options(effort):
+    if not effort:
+        return None
+    if hasattr(jax.config, "jax_exec_time_optimization_effort"):
+        return {"exec_time_optimization_effort": effort}
+    return {"optimization_level": "O1" if effort < 0 else "O3"}  # jax 0.12 has levels in place of a number; O2 is its 0
 
 
 def measure(name, step, model, chip, mesh, effort):

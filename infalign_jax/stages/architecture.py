@@ -20,7 +20,7 @@ def architecture(config, vocab_size):
       ValueError: sizes that do not fit each other, no model in the folder, or one that is not supported; names the key.
     """
     section = config.model
-    how = {name: section[name] for name in ("dtype", "param_dtype", "remat")}
+    how = {name: section[name] for name in model_config.HOW}
     if config.lora.rank:
         how["lora_scale"] = config.lora.alpha / config.lora.rank
     if not section.path:

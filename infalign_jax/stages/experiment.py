@@ -58,6 +58,10 @@ def open_experiment(config):
     _check_unchanged(workdir / "data.json", dataset)
     tokenizer = _open_tokenizer(config, workdir / "tokenizer", dataset)
     model = architecture(config, tokenizer.vocab_size)
+    if model.attention == "splash":
+        from infalign_jax.models import splash
+
+        splash.check(mesh.devices.flat[0].platform)
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"config.model.path is {config.model.path!r}: its tokenizer has {tokenizer.vocab_size} pieces, its model only "
@@ -150,7 +154,7 @@ def load_policy_variables(experiment, folder):
 def load_base(experiment):
     """The parameters in `config.model.path`, each process reading only its own shards of them."""
     section, shardings = experiment.config.model, variable_shardings(experiment)
-    how = {name: section[name] for name in ("dtype", "param_dtype", "remat")}
+    how = {name: section[name] for name in model_config.HOW}
     return hf.load(section.path, shardings=shardings, **how)[1]
 
 

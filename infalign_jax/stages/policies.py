@@ -76,7 +76,7 @@ def describe(experiment, folder):
     own = os.path.relpath(experiment.workdir / "tokenizer", folder)
     reference = os.path.relpath(experiment.workdir / "sft", folder)
     card = {
-        "config": dataclasses.asdict(experiment.model),
+        "config": dataclasses.asdict(experiment.model.replace(attention="xla")),  # to be read on any device
         "tokenizer": os.path.abspath(given) if given else own,
         "lora": config.lora.to_dict() if config.lora.rank and reference != "." else None,
         "reference": reference,

@@ -57,6 +57,7 @@ RULES = {
         "dtype": one_of("float32", "bfloat16"),
         "param_dtype": one_of("float32", "bfloat16"),
         "remat": one_of("none", "dots", "layer"),
+        "attention": one_of("xla", "splash"),
     },
     "lora": {
         "rank": whole(0),
