@@ -52,7 +52,7 @@ def start(count, devices, command, **variables):
     return list(zip(processes, logs, strict=True))
 
 
-def finish(started, timeout=900):
+def finish(started, timeout=300):
     """(statuses, outputs, seconds from the first end to the last); who is still there after `timeout` seconds is killed."""
     deadline, first = time.monotonic() + timeout, None
     while any(process.poll() is None for process, _ in started):

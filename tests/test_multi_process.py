@@ -1,6 +1,7 @@
 """Two processes as one run: the same results as one, and what goes wrong on one of them ends both and loses nothing.
 
-Slow, all of it: each test starts several processes that compile. `pytest -m slow -n0 tests/test_multi_process.py`.
+Slow, all of it: each test starts several processes that compile. `pytest -m slow -n0 -rP tests/test_multi_process.py`
+also prints how long the last process outlived the first.
 """
 
 import json
@@ -18,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests import multi_process
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 12
 KEYS = {
     "sft.steps": 4, "sft.batch_size": 16, "calibrate.rollouts": 4, "calibrate.held_out": 2, "calibrate.mismatch": "ignore",
@@ -40,7 +41,9 @@ def faulty(fault, process, step, folder, **keys):
 
 def run(count, devices, command, **variables):
     """(statuses, outputs, seconds from the first end to the last) of `count` processes."""
-    return multi_process.finish(multi_process.start(count, devices, command, **variables))
+    statuses, outputs, seconds = multi_process.finish(multi_process.start(count, devices, command, **variables))
+    print(f"{count} processes ended with {statuses}, {seconds:.1f} s from the first to the last")
+    return statuses, outputs, seconds
 
 
 def align(folder, count=2, devices=1, **keys):
