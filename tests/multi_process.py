@@ -35,39 +35,47 @@ def free_port():
 
 
 def start(count, devices, command, **variables):
-    """`count` processes of a command, joined into one run (alone with JOIN="no"); each with a log of its own."""
-    port, join = free_port(), variables.pop("JOIN", "yes") == "yes"
+    """`count` processes of a command, joined into one run (alone with JOIN="no"); each with a log of its own.
+
+    Logs are pipes, which a full disk does not touch, or with LOG="file" files on it.
+    """
+    port, join, piped = free_port(), variables.pop("JOIN", "yes") == "yes", variables.pop("LOG", "pipe") == "pipe"
     shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     shared |= {"INFALIGN_HEARTBEAT_SECONDS": "20", "PYTHONPATH": str(ROOT), **variables}
     logs = [tempfile.TemporaryFile("w+") for _ in range(count)]  # noqa: SIM115 (`finish` closes them)
+    copiers = [subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log) for log in logs] if piped else []
     processes = [
         subprocess.Popen(
             [*map(str, command)],
             env={**os.environ, **shared, "INFALIGN_DISTRIBUTED": f"127.0.0.1:{port},{count},{number}" if join else ""},
-            stdout=log,
+            stdout=copiers[number].stdin if piped else log,
             stderr=subprocess.STDOUT,
         )
         for number, log in enumerate(logs)
     ]
-    return list(zip(processes, logs, strict=True))
+    for copier in copiers:
+        copier.stdin.close()  # the process alone holds it now
+    return list(zip(processes, logs, copiers or [None] * count, strict=True))
 
 
 def finish(started, timeout=300):
     """(statuses, outputs, seconds from the first end to the last); who is still there after `timeout` seconds is killed."""
     deadline, first = time.monotonic() + timeout, None
-    while any(process.poll() is None for process, _ in started):
-        if first is None and any(process.poll() is not None for process, _ in started):
+    while any(process.poll() is None for process, *_ in started):
+        if first is None and any(process.poll() is not None for process, *_ in started):
             first = time.monotonic()
         if time.monotonic() > deadline:
-            for process, _ in started:
+            for process, *_ in started:
                 process.kill()
         time.sleep(0.1)
     seconds, outputs = time.monotonic() - (first or time.monotonic()), []
-    for _, log in started:
+    for _, log, copier in started:
+        if copier:
+            copier.wait(timeout=60)
         log.seek(0)
         outputs.append(log.read())
         log.close()
-    return [process.returncode for process, _ in started], outputs, seconds
+    return [process.returncode for process, *_ in started], outputs, seconds
 
 
 def length_of_own(prompts, completions):

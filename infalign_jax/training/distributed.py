@@ -123,12 +123,15 @@ def lost_peer(error):
 def end(error):
     """Says what went wrong and ends this process at once, without the farewell that would wait for the others.
 
-    They find it gone at their next collective, or when its heartbeat fails, and end too.
+    They find it gone at their next collective, or when its heartbeat fails, and end too. It ends even if it cannot say why:
+    the disk that is full may be that of its log.
     """
-    line = lost_peer(error) or errors.sentence(error)
-    if line is None:
-        traceback.print_exception(error)
-        line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    print(f"infalign: {_name}: {line}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+    try:
+        line = lost_peer(error) or errors.sentence(error)
+        if line is None:
+            traceback.print_exception(error)
+            line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        print(f"infalign: {_name}: {line}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    finally:
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 2)
