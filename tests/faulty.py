@@ -2,7 +2,7 @@
 
 It goes wrong on process PROCESS, after STEP steps of the first training loop or in the checkpoint made then:
   term           SIGTERM, as when a machine is about to be taken away
-  kill           kill -9
+  kill           kill -9, between checkpoints
   kill_in_save   kill -9 while a checkpoint is being written, all processes having begun to
   kill_at_end    kill -9 when all of a checkpoint is written but not yet declared whole
   full_disk      no file may grow any further
@@ -22,7 +22,7 @@ sys.argv = ["infalign", *sys.argv[4:]]
 from infalign_jax import main
 from infalign_jax.training import checkpoints, preemption
 
-noticed, save, calls = preemption.noticed, checkpoints.save, 0
+noticed, save, calls, managers = preemption.noticed, checkpoints.save, 0, []
 
 
 def die():
@@ -36,11 +36,18 @@ def noticed_or_worse():
     if FAULT == "term":
         time.sleep(0.3)  # a step takes a while
     if MINE and calls == STEP:
-        {"term": lambda: os.kill(os.getpid(), signal.SIGTERM), "kill": die}.get(FAULT, lambda: None)()
+        {"term": lambda: os.kill(os.getpid(), signal.SIGTERM), "kill": die_between_saves}.get(FAULT, lambda: None)()
     return noticed()
 
 
+def die_between_saves():
+    for manager in managers:  # steps are fast here: the last save may be on its way
+        manager.wait_until_finished()
+    die()
+
+
 def save_or_worse(manager, step, *rest):
+    managers.append(manager)
     if MINE and step == STEP and FAULT == "full_disk":
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
     if MINE and step == STEP and FAULT == "kill_at_end":
