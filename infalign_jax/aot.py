@@ -33,9 +33,12 @@ def main(words):
     config, _, _ = recipe.parse(rest)
     if config is None:
         raise ValueError("--config is missing; see infalign aot --help")
+    file = pathlib.Path(given["json"])
+    if file.is_dir() and given["json"] or not file.parent.is_dir():
+        raise ValueError(f"--json is {given['json']!r}; it must name a file in a folder that exists")
     report = run(config, given)
     if given["json"]:
-        pathlib.Path(given["json"]).write_text(json.dumps(report, indent=1) + "\n")
+        file.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _names(text):

@@ -1,7 +1,8 @@
 """Run as a program: the align step and the sampler on one device and on meshes of eight, compared; one with microbatches.
 
 With the word `splash` it is the attention kernel, interpreted, that computes on the mesh, and XLA on the one device.
-Prints one JSON object: for each mesh, the largest relative differences from one device, and whether the tokens are the same.
+Prints one JSON object: for each mesh, the largest relative differences from one device, whether the tokens are the same, and
+the share of the layers' parameters that a device gathers to draw one token.
 """
 
 import json
@@ -16,6 +17,7 @@ from infalign_jax.models import config as model_config
 from infalign_jax.models import transformer
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.sampling.sampler import Rollouts, sample
+from infalign_jax.scale.hlo import collectives
 from infalign_jax.stages import align
 from infalign_jax.stages.scoring import score_rollouts
 from infalign_jax.training import mesh as meshes
@@ -47,7 +49,7 @@ def rewards_by_host(mesh, tokens_BRC, mask_BRC):
 
 
 def run(sizes, devices, microbatches=1, model=MODEL):
-    """Loss, gradients, parameters after five SGD steps, tokens of a rollout, and texts this process scored, on one mesh."""
+    """Loss, gradients, parameters after five SGD steps, tokens of a rollout, share gathered for each, texts scored here."""
     mesh = meshes.make_mesh(sizes, devices)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
@@ -61,7 +63,13 @@ def run(sizes, devices, microbatches=1, model=MODEL):
     prompts = meshes.put_batch(
         mesh, (rng.integers(3, 64, (B, S)).astype(np.int32), lengths_B, np.arange(B, dtype=np.int32))
     )
-    rollouts = sample(model, variables, *prompts, jax.random.key(2), rollouts=R, max_tokens=C, eos_ids=(1,), pad_id=0)
+    how = dict(rollouts=R, max_tokens=C, eos_ids=(1,), pad_id=0)
+    arguments = variables, *prompts, jax.random.key(2)
+    draw = jax.jit(lambda *arguments: sample(model, *arguments, **how)).lower(*arguments).compile()
+    gathers = [c for c in collectives(draw.as_text()) if c.kind == "all-gather" and c.times >= C - 1]
+    layers = sum(leaf.nbytes for leaf in jax.tree.leaves(variables["params"]["layers"]))
+    gathered = sum(c.received * c.times for c in gathers) / (C - 1) / layers
+    rollouts = draw(*arguments)
     on_host = {
         "tokens": rng.integers(3, 64, (B, R, C)).astype(np.int32),
         "mask": (rng.random((B, R, C)) < 0.9).astype(np.float32),
@@ -81,7 +89,7 @@ def run(sizes, devices, microbatches=1, model=MODEL):
     gradients = meshes.fetch(state.optimizer)
     for _ in range(4):
         state, _ = step(state, reference, batch, shaping)
-    return meshes.fetch(first["loss"]), gradients, *meshes.fetch((state.variables, rollouts.tokens_BRC)), asked
+    return meshes.fetch(first["loss"]), gradients, *meshes.fetch((state.variables, rollouts.tokens_BRC)), gathered, asked
 
 
 def relative(a, b):
@@ -99,6 +107,7 @@ def differences(found, expected):
         "gradients": relative(found[1], expected[1]),
         "variables": relative(found[2], expected[2]),
         "same_tokens": bool((found[3] == expected[3]).all()),
+        "gathered_a_token": found[4],
     }
 
 

@@ -204,7 +204,19 @@ def test_work_of_a_step_follows_the_mesh_and_the_microbatches():
     assert work.align(MODEL, sizes._replace(mesh=dict(data=1, fsdp=1, tensor=1)), 0).exchange == 0
     assert work.align(MODEL.replace(remat="layer"), sizes, 0).flops == pytest.approx(1.25 * full.flops)
     assert work.align(MODEL, sizes, 100).useful == pytest.approx(0.75 * full.useful)
-    assert work.sampling(MODEL, sizes, 0).exchange < 16 * 4 * total
+
+
+def test_work_of_rollouts_follows_their_layout():
+    sizes, (layers, head, total) = work.Sizes(8, 4, 16, 16, 1, MESH), work.parameters(MODEL)
+    # Prefill gathers the layers over 4, and every parameter is laid out anew. Then, for each of 16 tokens of the 8/2 x 4 rows
+    # of a data group: 2 sums [rows, 16] in each of 3 layers and one in the lookup, received twice over; [rows, 4 + 2 + 2 + 4
+    # heads of 8] a layer and the logits [rows, 48] change their split.
+    moved = 16 * (2 * (2 * 3 + 1) * 16 + (3 * 12 * 8 + 48) / 4)
+    assert work.sampling(MODEL, sizes, 0).exchange == pytest.approx(4 * 3 / 4 * (layers + total / 4 + 16 * moved))
+    # Six prompts do not divide by the eight chips: then each token gathers layers and head.
+    odd = work.sampling(MODEL, sizes._replace(B=6), 0).exchange
+    assert odd == pytest.approx(4 * 3 / 4 * 16 * (layers + head))
+    assert work.sampling(MODEL, sizes._replace(mesh=dict(data=8, fsdp=1, tensor=1)), 0).exchange == 0
 
 
 def test_gradient_accumulation_changes_nothing():
@@ -242,7 +254,13 @@ def test_microbatches_divide_the_prompts():
         (["--topology=v5e:8x8"], "--config is missing"),
         (["--config", TINY], "--topology is missing"),
         (["--config", TINY, "--topology=v9:8x8"], "its generation must be one of v4, v5e, v5p, v6e"),
-        (["--config", TINY, "--topology=v5e"], "after the colon comes its shape"),
+        (["--config", TINY, "--topology=v5e"], "after the colon come 2 sizes, as in v5e:8x8"),
+        (["--config", TINY, "--topology=v5e:4x4x4"], "after the colon come 2 sizes, as in v5e:8x8"),
+        (["--config", TINY, "--topology=v5p:4x4"], "after the colon come 3 sizes, as in v5p:8x8x8"),
+        (
+            ["--config", TINY, "--topology=v5e:2x2", "--json=no/such/report.json"],
+            "--json is 'no/such/report.json'; it must",
+        ),
         (["--config", TINY, "--topology=v5e:2x2", "--steps=align,sft"], "it takes some of sample, score, align"),
         (["--config", TINY, "--topology=v5e:2x2", "--effort=2"], "it must be from -1 to 1"),
         (["--config", TINY, "--topology=v5e:2x2", "--chips=4"], "aot has no flag '--chips=4'"),
@@ -278,6 +296,31 @@ def test_every_chip_has_flags_and_every_flag_a_reason():
     assert set(libtpu_flags.FLAGS) == set(chips.CHIPS)
     for flags in libtpu_flags.FLAGS.values():
         assert all(flag.startswith("--xla") and "=" in flag and len(why) > 20 for flag, why in flags.items())
+
+
+def test_only_what_is_missing_of_a_row_is_compiled(monkeypatch, tmp_path):
+    names, done = list(table.ROWS)[:2], []
+    numbers = {"topology": "t", "mesh": {}, "prompts": 1, "rollouts": 1, "microbatches": 1}
+    refused = {"hbm": 1e9, "peak": 2e9, "fits": False}
+    (tmp_path / "scale.md").write_text(f"before\n{table.BEGIN}\n{table.END}\nafter")
+    (tmp_path / "scale.json").write_text(json.dumps({names[0]: {**numbers, "steps": {"align": refused}}}))
+    monkeypatch.setattr(table, "PAGE", tmp_path / "scale.md")
+    monkeypatch.setattr(table, "NUMBERS", tmp_path / "scale.json")
+
+    def compiled(arguments):
+        steps = arguments[-1].removeprefix("--steps=").split(",")
+        done.append(steps)
+        return {**numbers, "steps": dict.fromkeys(steps, refused)} if len(done) < 3 else {"failed": "no reason"}
+
+    monkeypatch.setattr(table, "_compile", compiled)
+    table.main([f"--rows={';'.join(names)}"])
+    assert done == [["sample", "score"], ["sample", "score", "align"]]
+    table.main([f"--rows={';'.join(names)}"])
+    assert len(done) == 2
+    table.main([f"--rows={names[0]}", "--steps=score", "--again"])  # fails: what was known stays
+    page = (tmp_path / "scale.md").read_text()
+    assert page.startswith("before") and page.endswith("after") and page.count("**no**") == 6
+    assert "**failed: no reason**" in page
 
 
 def test_the_committed_table_is_that_of_the_committed_numbers():

@@ -65,16 +65,19 @@ class Layer(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BXD, cos_BXh, sin_BXh, attend: Callable):
-        """`attend(q_BXGMH, k_BXGH, v_BXGH) -> (out like q, state)` decides who sees whom; returns (x_BXD, state)."""
+    def __call__(self, x_BXD, cos_BXh, sin_BXh, attend: Callable, place: Callable = lambda x: x):
+        """`attend(q_BXGMH, k_BXGH, v_BXGH) -> (out like q, state)` decides who sees whom; returns (x_BXD, state).
+
+        `place` moves queries, keys and values `[T, heads, H]`, prompts first, to where on a mesh they are attended to.
+        """
         config = self.config
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
 
         x_TD, cos_Th, sin_Th = (x.reshape(-1, x.shape[-1]) for x in (x_BXD, cos_BXh, sin_BXh))
         y = RMSNorm(config, name="attention_norm")(x_TD)
-        q = Projection(config, (heads, width), bias=config.attention_bias, name="q")(y)
-        k = Projection(config, (kv_heads, width), bias=config.attention_bias, name="k")(y)
-        v = Projection(config, (kv_heads, width), bias=config.attention_bias, name="v")(y)
+        q = place(Projection(config, (heads, width), bias=config.attention_bias, name="q")(y))
+        k = place(Projection(config, (kv_heads, width), bias=config.attention_bias, name="k")(y))
+        v = place(Projection(config, (kv_heads, width), bias=config.attention_bias, name="v")(y))
         if config.qk_norm:
             q, k = RMSNorm(config, name="q_norm")(q), RMSNorm(config, name="k_norm")(k)
         q, k = rope.rotate(q, cos_Th, sin_Th), rope.rotate(k, cos_Th, sin_Th)

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax.models import attention, rope
+from infalign_jax.models import attention, rope, sharding
 from infalign_jax.models import cache as caches
 from infalign_jax.models.cache import Cache, empty_completion_cache  # noqa: F401  (what `decode` takes)
 from infalign_jax.models.layers import Layer, RMSNorm
-from infalign_jax.models.sharding import keep_batch_split, keep_lookup_split
 
 _NO_WINDOW = 1 << 30
 _CHECKPOINT_POLICIES = {
@@ -60,10 +59,13 @@ def init(config, key):
     return {"params": jax.tree.unflatten(tree, filled)}
 
 
-def _embed(config, variables, tokens):
-    table = variables["params"]["embed"]["embedding"]
-    x = keep_lookup_split(table[tokens], table).astype(jnp.dtype(config.dtype))
-    x = keep_batch_split(x, table)
+def _embed(config, variables, tokens, decode_mesh=None):
+    table, dtype = variables["params"]["embed"]["embedding"], jnp.dtype(config.dtype)
+    if decode_mesh is None:
+        x = sharding.keep_batch_split(sharding.keep_lookup_split(table[tokens], table).astype(dtype), table)
+    else:
+        tokens = sharding.keep_rows_whole(tokens, decode_mesh)
+        x = sharding.keep_rows_whole(table[tokens].astype(dtype), decode_mesh)
     return x * jnp.asarray(config.embed_dim**0.5, x.dtype) if config.scale_embeddings else x
 
 
@@ -83,11 +85,11 @@ def unembed(config, variables, hidden):
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unroll=1):
+def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unroll=1, **place):
     """All layers over tokens X of each prompt -> (x_BXD, cache).
 
     `attend(cache, layer, window, q, k, v) -> (out, cache)`; `cache` travels in the carry, so that a decode step writes
-    one slot of it in place.
+    one slot of it in place. `place` as in `Layer`.
     """
     cos, sin = rope.rotations(config, positions_BX)
     is_local = np.array(config.is_local)
@@ -98,7 +100,7 @@ def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unr
         layer_variables, layer, window, kind = inputs
         cos_BXh, sin_BXh = (table[0] if kind is None else table[kind] for table in (cos, sin))
         carry = Layer(config).apply(
-            layer_variables, x, cos_BXh, sin_BXh, lambda q, k, v: attend(cache, layer, window, q, k, v)
+            layer_variables, x, cos_BXh, sin_BXh, lambda q, k, v: attend(cache, layer, window, q, k, v), **place
         )
         return carry, None
 
@@ -181,6 +183,7 @@ def decode(
     num_prompts, rollouts = tokens_BR.shape
     slots = max(x.shape[-1] for x in completion_cache.keys) if slots is None else slots
     dtype, is_local = jnp.dtype(config.dtype), jnp.asarray(config.is_local)
+    mesh = sharding.decode_mesh(variables, num_prompts)
 
     def attend(cache, layer, window, q, k, v):
         keys = caches.write(config, cache.keys, layer, k[..., None], -1, step)
@@ -196,14 +199,15 @@ def decode(
 
         branches = [functools.partial(attend_as, kind) for kind in caches.kinds(prompt_cache, cache)]
         out = branches[0]() if len(branches) == 1 else jax.lax.cond(is_local[layer], *branches[::-1])
-        return out[:, :, 0], Cache(keys, values)
+        return sharding.from_rows_to_columns(out[:, :, 0].astype(dtype), mesh, "head_dim"), Cache(keys, values)
 
     positions_BR = jnp.broadcast_to((prompt_lengths_B + step)[:, None], (num_prompts, rollouts))
-    x_BRD = _embed(config, variables, tokens_BR)
+    x_BRD = _embed(config, variables, tokens_BR, mesh)
     x_BRD, completion_cache = _scan_layers(
-        config, variables, x_BRD, positions_BR, attend, completion_cache, unroll=unroll
-    )
-    return _final_norm(config, variables, x_BRD), completion_cache
+        config, variables, x_BRD, positions_BR, attend, completion_cache, unroll=unroll,
+        place=lambda x: sharding.from_columns_to_rows(x, mesh, "head_dim"),
+    )  # fmt: skip
+    return sharding.keep_rows_whole(_final_norm(config, variables, x_BRD), mesh), completion_cache
 
 
 def _shared_pass(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tokens_BRC):

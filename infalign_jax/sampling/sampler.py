@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax.models import transformer
+from infalign_jax.models import sharding, transformer
 from infalign_jax.sampling import categorical
 from infalign_jax.sampling import logits as filters
 
@@ -172,7 +172,9 @@ def draw(how, variables, begun, state):
     def write(array_BRC, x_BR):
         return jax.lax.dynamic_update_slice(array_BRC, x_BR[..., None].astype(array_BRC.dtype), (0, 0, state.step))
 
+    mesh = sharding.decode_mesh(variables, state.hidden_BRD.shape[0])
     logits_BRV = transformer.unembed(how.config, variables, state.hidden_BRD)
+    logits_BRV = sharding.from_columns_to_rows(logits_BRV, mesh, "vocab")
     tokens_BR, *log_probs = _draw(how.filters, logits_BRV, begun.uniforms_CBR2[state.step])
     live_BR = ~done.ended_BR
     tokens_BR = jnp.where(live_BR, tokens_BR, how.pad_id)
@@ -199,6 +201,9 @@ def advance(how, slots, variables, begun, state, stop):
 @functools.partial(jax.jit, static_argnums=0)
 def _sample(how, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key):
     begun, state = begin(how, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key)
+    mesh = sharding.decode_mesh(variables, prompt_lengths_B.shape[0])
+    variables = sharding.decode_variables(variables, how.config.dtype, mesh)
+    state = state._replace(hidden_BRD=sharding.keep_rows_whole(state.hidden_BRD, mesh))
     for end in block_ends(how.max_tokens):
         # The last token is drawn but never read, hence the loops stop one short of max_tokens.
         state = advance(how, end, variables, begun, state, min(end, how.max_tokens - 1))

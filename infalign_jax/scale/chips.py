@@ -16,7 +16,7 @@ class Chip(NamedTuple):
     flops: peak bfloat16 FLOP/s; hbm: bytes of memory; hbm_rate: bytes/s.
     ici: bytes/s that a chip can receive from its slice, half the published two-way bandwidth.
     dcn: bytes/s a chip's share of the data centre network, or None where it is not published.
-    accelerator: what libtpu is to believe it runs on.
+    accelerator: what libtpu is to believe it runs on. sides: of a slice of it, a rectangle or a cuboid of chips.
     """
 
     flops: float
@@ -25,13 +25,14 @@ class Chip(NamedTuple):
     ici: float
     dcn: float | None
     accelerator: str
+    sides: int
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, None, "v4-8"),
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 25e9 / 8, "v5litepod-16"),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 50e9 / 8, "v5p-8"),
-    "v6e": Chip(918e12, 32e9, 1640e9, 400e9, 100e9 / 8, "v6e-16"),
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, None, "v4-8", 3),
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 25e9 / 8, "v5litepod-16", 2),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 50e9 / 8, "v5p-8", 3),
+    "v6e": Chip(918e12, 32e9, 1640e9, 400e9, 100e9 / 8, "v6e-16", 2),
 }
 
 
@@ -41,12 +42,16 @@ def chip_of(topology):
     Raises:
       ValueError: no such generation, or a name of another form.
     """
-    generation, colon, shape = topology.partition(":")
+    generation, _, shape = topology.partition(":")
     if generation not in CHIPS:
         raise ValueError(f"--topology is {topology!r}; its generation must be one of {', '.join(CHIPS)}, as in v5e:8x8")
-    if not colon or not all(size.isdigit() and int(size) > 0 for size in shape.split("x")):
-        raise ValueError(f"--topology is {topology!r}; after the colon comes its shape in chips, as in v5e:8x8")
-    return CHIPS[generation]
+    chip, sizes = CHIPS[generation], shape.split("x")
+    if not all(size.isdigit() and int(size) > 0 for size in sizes) or len(sizes) != chip.sides:  # libtpu would abort
+        example = "x".join("8" * chip.sides)
+        raise ValueError(
+            f"--topology is {topology!r}; after the colon come {chip.sides} sizes, as in {generation}:{example}"
+        )
+    return chip
 
 
 def pretend(generation):
@@ -78,7 +83,6 @@ def devices(topology, slices=1):
             if left and "ABORTED" in str(error):  # another process has libtpu's lock
                 time.sleep(_PAUSE)
                 continue
-            raise ValueError(
-                f"topology {topology!r} cannot be described here: {str(error).splitlines()[0]}; it takes infalign-jax[tpu], "
-                "and one process of a machine at a time"
-            ) from error
+            needs = "; it takes infalign-jax[tpu], and one process of a machine at a time"
+            why = str(error).splitlines()[0] + ("" if "INVALID_ARGUMENT" in str(error) else needs)
+            raise ValueError(f"topology {topology!r} cannot be described here: {why}") from error

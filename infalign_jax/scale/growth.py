@@ -1,64 +1,105 @@
-"""How the align step's cost grows with the slice: `python -m infalign_jax.scale.growth` compiles it for 16 to 2,048 chips.
+"""How the align step's cost grows with the number of devices: `python -m infalign_jax.scale.growth`.
 
-A small model and one global batch; numbers go to docs/growth.json, the figure to docs/images/growth.png.
+One small model and one global batch: compiled for 16 to 2,048 chips that need not exist, and compiled and run on 1 to 8
+CPU devices of this machine. Numbers go to docs/growth.json, the figure to docs/images/growth.png; `--draw` draws it anew.
 """
 
 import json
 import pathlib
+import sys
+import time
 
-from infalign_jax import recipe
+from infalign_jax import flags, recipe
 from infalign_jax.scale import chips
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUMBERS, FIGURE = ROOT / "docs" / "growth.json", ROOT / "docs" / "images" / "growth.png"
 SLICES = ("v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x16", "v5p:8x16x16")
-FSDP, PROMPTS = 16, 4096
+DEVICES = (1, 2, 4, 8)
+FSDP, PROMPTS, CPU_PROMPTS, ROUNDS = 16, 4096, 16, 5
+SIZES = dict(vocab_size=4096, num_layers=4, embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=2048)
 
 
-def small(config):
+def small(prompts, dtype, **mesh):
     """The recipe and the architecture of the figure: small enough to compile in a minute, with every kind of parameter."""
     from infalign_jax.models import config as model_config
 
+    config = recipe.load(ROOT / "configs" / "quickstart.py").copy_and_resolve_references()
     with config.unlocked():
-        config.mesh.data, config.mesh.fsdp = -1, FSDP
-        config.align.prompts_per_step, config.align.rollouts = PROMPTS, 2
+        config.mesh.update(mesh)
+        config.align.prompts_per_step, config.align.rollouts = prompts, 2
         config.data.prompt_tokens = config.data.response_tokens = 32
-    sizes = dict(vocab_size=4096, num_layers=4, embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=2048)
-    return config, model_config.from_dict({**sizes, "dtype": "bfloat16", "remat": "layer"})
+    return config, model_config.from_dict({**SIZES, "dtype": dtype, "remat": "layer"})
 
 
-def main():
-    """Compiles every slice and draws the figure."""
-    chips.pretend("v5p")
+def compiled_for(devices, config, model, effort=0):
+    """(the compiled align step, what it costs a device, a dict of plain numbers)."""
     from infalign_jax.scale.hlo import collectives
     from infalign_jax.scale.measure import compile_step, exchanges
     from infalign_jax.scale.steps import steps
     from infalign_jax.training.mesh import make_mesh
 
-    config, model = small(recipe.load(ROOT / "configs" / "quickstart.py").copy_and_resolve_references())
-    rows = []
-    for topology in SLICES:
-        mesh = make_mesh(config.mesh, chips.devices(topology))
-        step = steps(config, model, mesh)["align"]
-        compiled, error, seconds = compile_step(step, -1)
-        if compiled is None:
-            raise ValueError(f"{topology}: {error.splitlines()[0]}")
-        found = exchanges(collectives(compiled.as_text()), model, step.work)
-        # The compiler counts a loop's body once; the only loops here, over layers, are as long on every slice.
-        rows.append(
-            {
-                "topology": topology, "chips": mesh.size, "mesh": dict(mesh.shape), "seconds": round(seconds, 1),
-                "flops": compiled.cost_analysis()["flops"], "received": found["received_total"],
-                "theory": found["fsdp_theory"], "kinds": found["received"],
-            }
-        )  # fmt: skip
-        print(json.dumps(rows[-1]), flush=True)
-    NUMBERS.write_text(json.dumps(rows, indent=1) + "\n")
-    draw(rows)
+    mesh = make_mesh(config.mesh, devices)
+    step = steps(config, model, mesh)["align"]
+    compiled, error, _ = compile_step(step, effort)
+    if compiled is None:
+        raise ValueError(f"{mesh.size} devices: {error.splitlines()[0]}")
+    found = exchanges(collectives(compiled.as_text()), model, step.work)
+    # The compiler counts a loop's body once; the only loops here, over layers and token slots, are as long everywhere.
+    return compiled, {
+        "devices": mesh.size, "mesh": dict(mesh.shape), "flops": compiled.cost_analysis()["flops"],
+        "received": found["received_total"], "theory": found["fsdp_theory"], "kinds": found["received"],
+    }  # fmt: skip
+
+
+def timed(compiled):
+    """Median wall seconds of a step on devices that are there; its state goes from one call to the next."""
+    import jax
+    import numpy as np
+
+    def filled(info, sharding):
+        return jax.device_put(
+            np.full(info.shape, 1 if np.issubdtype(info.dtype, np.integer) else 0.01, info.dtype), sharding
+        )
+
+    state, *others = jax.tree.map(filled, compiled.args_info[0], compiled.input_shardings[0])
+    seconds = []
+    for _ in range(1 + ROUNDS):
+        started = time.monotonic()
+        state, metrics = compiled(state, *others)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.monotonic() - started)
+    return float(np.median(seconds[1:]))
+
+
+def main(words):
+    """Compiles, measures and draws."""
+    if not flags.parse("growth", words, {"draw": (False, bool)})["draw"]:
+        chips.pretend("v5p")
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", max(DEVICES))
+        rows = {"cpu": [], "v5p": []}
+        for count in DEVICES:
+            compiled, row = compiled_for(jax.devices()[:count], *small(CPU_PROMPTS, "float32", data=1, fsdp=count))
+            rows["cpu"].append(row | {"seconds": timed(compiled)})
+            print(json.dumps(rows["cpu"][-1]), flush=True)
+        for topology in SLICES:
+            config = small(PROMPTS, "bfloat16", data=-1, fsdp=FSDP)
+            rows["v5p"].append({"topology": topology} | compiled_for(chips.devices(topology), *config, effort=-1)[1])
+            print(json.dumps(rows["v5p"][-1]), flush=True)
+        NUMBERS.write_text(json.dumps(rows, indent=1) + "\n")
+    draw(json.loads(NUMBERS.read_text()))
+
+
+TITLES = {
+    "cpu": f"{CPU_PROMPTS} prompts, 1 to 8 CPU devices (fsdp = all)",
+    "v5p": f"{PROMPTS:,} prompts, 16 to 2,048 v5p chips (fsdp = {FSDP})",
+}
 
 
 def draw(rows):
-    """The figure: FLOPs a chip against 1 / chips, and bytes a chip receives against theory."""
+    """The figure: a row of panels for CPU devices and one for chips; FLOPs against 1 / n, bytes received against theory."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -66,32 +107,33 @@ def draw(rows):
 
     from infalign_jax.reporting import style
 
-    sizes = [row["chips"] for row in rows]
     with matplotlib.rc_context(style.RC):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-        first, look, other = rows[0], style.LOOKS["identity"], style.LOOKS["exponential+"]
-        left.plot(sizes, [first["flops"] * sizes[0] / n for n in sizes], color=style.MUTED, ls="--", label="1 / chips")
-        left.plot(sizes, [row["flops"] for row in rows], color=look.color, marker=look.marker, ls="", label="compiled")
-        left.set(title="FLOPs a chip (loop bodies once)", yscale="log")
-        right.plot(sizes, [row["theory"] / 1e6 for row in rows], color=style.MUTED, ls="--", label="FSDP theory")
-        right.plot(
-            sizes,
-            [row["received"] / 1e6 for row in rows],
-            color=other.color,
-            marker=other.marker,
-            ls="",
-            label="compiled",
-        )
-        right.set(title="MB a chip receives in a step", ylim=(0, None))
-        for axes in (left, right):
-            axes.set(xscale="log", xlabel="chips", xticks=sizes)
-            axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
-            axes.minorticks_off()
-            axes.legend(frameon=False)
+        figure, grid = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
+        for (left, right), (name, found) in zip(grid, rows.items(), strict=True):
+            sizes = [row["devices"] for row in found]
+            even = [found[0]["flops"] * sizes[0] / n / 1e9 for n in sizes]
+            _panel(left, sizes, even, "1 / n", [row["flops"] / 1e9 for row in found], style.LOOKS["identity"])
+            theory, received = ([row[key] / 1e6 for row in found] for key in ("theory", "received"))
+            _panel(right, sizes, theory, "FSDP theory", received, style.LOOKS["exponential+"])
+            left.set(yscale="log", ylabel="GFLOP a device (loop bodies once)", title=TITLES[name])
+            right.set(ylim=(0, None), ylabel="MB a device receives in a step", title=TITLES[name])
+            for axes in (left, right):
+                axes.set_xlabel("CPU devices, n" if name == "cpu" else "chips, n")
         FIGURE.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(FIGURE, dpi=150)
         plt.close(figure)
 
 
+def _panel(axes, sizes, expected, what, found, look):
+    from infalign_jax.reporting import style
+
+    axes.plot(sizes, expected, color=style.MUTED, ls="--", label=what)
+    axes.plot(sizes, found, color=look.color, marker=look.marker, ls="", label="compiled program")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,6 +1,7 @@
-"""The table of docs/scale.md: `python -m infalign_jax.scale.table` compiles every row and writes it.
+"""The table of docs/scale.md: `python -m infalign_jax.scale.table` compiles what is missing of it and writes it.
 
-`--rows "NAME;NAME"` does some rows only, `--steps align` some steps of them. Each row is one `infalign aot`; its numbers are kept in docs/scale.json, from which the table is written.
+`--rows "NAME;NAME"` does some rows only, `--steps align` some steps of them, `--again` also what is there already. Each row
+is one `infalign aot`; its numbers are kept in docs/scale.json, from which the table is written.
 """
 
 import json
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-from infalign_jax import flags
+from infalign_jax import aot, flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE, NUMBERS = ROOT / "docs" / "scale.md", ROOT / "docs" / "scale.json"
@@ -49,21 +50,33 @@ ROWS = {
 
 
 def main(words):
-    """Compiles the rows (all, or those named in --rows, separated by semicolons) and writes the table."""
-    given = flags.parse("table", words, {"rows": (";".join(ROWS), str), "steps": ("sample,score,align", str)})
+    """Compiles what is missing of the rows (all, or those named in --rows, separated by semicolons) and writes the table."""
+    known_flags = {"rows": (";".join(ROWS), str), "steps": ("sample,score,align", str), "again": (False, bool)}
+    given = flags.parse("table", words, known_flags)
     names = [name for name in given["rows"].split(";") if name]
     for name in names:
         if name not in ROWS:
             raise ValueError(f"--rows has {name!r}; rows are {'; '.join(ROWS)}")
     for name in names:
-        print(f"== {name}", flush=True)
-        numbers = _compile([*ROWS[name], f"--steps={given['steps']}"])
         known = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
-        if "steps" in numbers:  # steps not compiled now stay as they were
-            numbers["steps"] = known.get(name, {}).get("steps", {}) | numbers["steps"]
+        steps = missing(known.get(name, {}), given["steps"].split(","), given["again"])
+        if not steps:
+            continue
+        print(f"== {name}: {', '.join(steps)}", flush=True)
+        numbers = _compile([*ROWS[name], f"--steps={','.join(steps)}"])
+        found = known.get(name, {}).get("steps", {}) | numbers.get("steps", {})
+        if found:
+            where = numbers if "topology" in numbers else known[name]
+            numbers = where | numbers | {"steps": {step: found[step] for step in aot.STEPS if step in found}}
         known[name] = numbers
         NUMBERS.write_text(json.dumps({row: known[row] for row in ROWS if row in known}, indent=1) + "\n")
         write()
+    write()
+
+
+def missing(row, steps, again=False):
+    """Those of the steps that a row's numbers lack; all of them `again`."""
+    return [step for step in steps if again or step not in row.get("steps", {})]
 
 
 def _compile(arguments):
@@ -88,13 +101,14 @@ def write():
 def lines(rows):
     """Markdown lines of the table, a line for each row and step."""
     yield (
-        "| run | mesh data x fsdp x tensor | prompts x rollouts, microbatches | step | peak GB of | fits | received GB | of FSDP "
+        "| run | mesh data x fsdp x tensor | prompts x rollouts, microbatches | step | peak GB of | fits | received GB | of "
         "theory | largest gather GB | gathers all parameters or logits | least seconds | MFU at most |"
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for name, row in rows.items():
         if "failed" in row:
             yield f"| {name} | - | - | - | - | **failed: {row['failed']}** | - | - | - | - | - | - |"
+        if "steps" not in row:
             continue
         mesh = " x ".join(str(size) for size in row["mesh"].values())
         batch = f"{row['prompts']} x {row['rollouts']}, {row['microbatches']}"

@@ -14,7 +14,7 @@ class Work(NamedTuple):
     """Of one call of a step, all chips together unless it says otherwise.
 
     flops: executed, recomputation included; useful: without it. Masked attention scores count, as they are computed.
-    hbm: bytes each chip must read or write at least. exchange: bytes each chip must receive under FSDP.
+    hbm: bytes each chip must read or write at least. exchange: bytes each chip must receive, as the parameters are laid out.
     """
 
     flops: float
@@ -90,10 +90,27 @@ def sampling(model, sizes, adapters):
     attention = 4 * model.num_layers * model.num_heads * model.head_dim * scores
     flops = 2 * layers * B * (S + R * C) + 2 * head * B * R * C + attention
     item, ways = _item(model), math.prod(sizes.mesh[axis] for axis in BATCH)
+    shares = sizes.mesh["tensor"] * (1 if B % ways else sizes.mesh["fsdp"])  # of the parameters, while tokens are drawn
     cached = 2 * model.num_layers * model.num_kv_heads * model.head_dim * item * B / ways / sizes.mesh["tensor"]
-    hbm = (C + 1) * item * total / sizes.mesh["tensor"] + cached * (C * S + R * seen)
-    exchange = _gathered(C * (layers + adapters) + C * head, item, sizes)
-    return Work(flops, flops, hbm, exchange)
+    hbm = item * total / sizes.mesh["tensor"] + C * item * total / shares + cached * (C * S + R * seen)
+    if B % ways:
+        return Work(flops, flops, hbm, _gathered(C * (layers + adapters + head), item, sizes))
+    once = _gathered(layers + adapters + (total + adapters) / sizes.mesh["fsdp"], item, sizes)
+    return Work(flops, flops, hbm, once + C * _moved_per_token(model, sizes))
+
+
+def _moved_per_token(model, sizes):
+    """Bytes a chip receives to draw and read one token of each rollout while the parameters stay, split over fsdp.
+
+    On the chips that share parameters every layer sums its two outputs `[rows, D]`, and the lookup its rows; queries, keys,
+    values, what attention puts out and float32 logits go from one split to another.
+    """
+    fsdp, item = sizes.mesh["fsdp"], _item(model)
+    rows = sizes.B / sizes.mesh["data"] * sizes.R
+    summed = 2 * (2 * model.num_layers + 1) * model.embed_dim * item
+    widths = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+    split_anew = (model.num_layers * widths * item + 4 * model.vocab_size) / fsdp
+    return rows * (summed + split_anew) * (fsdp - 1) / fsdp
 
 
 def _item(model):

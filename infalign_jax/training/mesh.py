@@ -1,4 +1,4 @@
-"""The device mesh, and the one table from logical axes to mesh axes."""
+"""The device mesh, and what lies where on it."""
 
 import jax
 import numpy as np
@@ -6,25 +6,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from infalign_jax.models.sharding import BATCH
+from infalign_jax.models.sharding import spec
 from infalign_jax.training.distributed import many
 
 AXES = ("data", "fsdp", "tensor")
-
-# Logical axis of a parameter or activation -> mesh axes. `fsdp` shards parameters and, like `data`, the batch.
-RULES = {
-    "batch": BATCH,
-    "embed": "fsdp",
-    "vocab": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "head_dim": None,
-    "layers": None,
-    "lora": None,
-    "levels": None,
-    None: None,
-}
 
 
 def make_mesh(sizes, devices=None):
@@ -71,16 +56,6 @@ def make_mesh(sizes, devices=None):
 def slice_of(device):
     """The number of the TPU slice a device is in; 0 for other devices."""
     return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
-
-
-def spec(logical_axes, shape, mesh):
-    """The `PartitionSpec` of an array with these logical axes; a dimension its mesh axes do not divide is replicated."""
-    entries = []
-    for name, size in zip(logical_axes, shape, strict=True):
-        axes = RULES[name]
-        ways = int(np.prod([mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)) if axis]))
-        entries.append(axes if size % ways == 0 else None)
-    return P(*entries)
 
 
 def param_shardings(mesh, abstract, axes):
