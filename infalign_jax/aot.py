@@ -34,7 +34,7 @@ def main(words):
     if config is None:
         raise ValueError("--config is missing; see infalign aot --help")
     file = pathlib.Path(given["json"])
-    if file.is_dir() and given["json"] or not file.parent.is_dir():
+    if (file.is_dir() and given["json"]) or not file.parent.is_dir():
         raise ValueError(f"--json is {given['json']!r}; it must name a file in a folder that exists")
     report = run(config, given)
     if given["json"]:

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 NUMBERS, FIGURE = ROOT / "docs" / "growth.json", ROOT / "docs" / "images" / "growth.png"
 SLICES = ("v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x16", "v5p:8x16x16")
 DEVICES = (1, 2, 4, 8)
-FSDP, PROMPTS, CPU_PROMPTS, ROUNDS = 16, 4096, 16, 5
+FSDP, PROMPTS, CPU_PROMPTS, ROUNDS = 16, 4096, 16, 3
 SIZES = dict(vocab_size=4096, num_layers=4, embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=2048)
 
 
