@@ -41,7 +41,8 @@ def main(words):
         file.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _names(text):
+def step_names(text):
+    """The steps that a text names; ValueError if it names another."""
     names = tuple(text.split(","))
     if not set(names) <= set(STEPS):
         raise ValueError(f"--steps is {text!r}; it takes some of {', '.join(STEPS)}, with commas between them")
@@ -81,7 +82,7 @@ def run(config, given):
     Raises:
       ValueError: a bad config or flag, in one sentence.
     """
-    chip, names = chips.chip_of(given["topology"]), _names(given["steps"])
+    chip, names = chips.chip_of(given["topology"]), step_names(given["steps"])
     if not -1 <= given["effort"] <= 1:
         raise ValueError(f"--effort is {given['effort']}; it must be from -1 to 1")
     chips.pretend(given["topology"].partition(":")[0])

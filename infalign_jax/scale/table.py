@@ -53,30 +53,29 @@ def main(words):
     """Compiles what is missing of the rows (all, or those named in --rows, separated by semicolons) and writes the table."""
     known_flags = {"rows": (";".join(ROWS), str), "steps": ("sample,score,align", str), "again": (False, bool)}
     given = flags.parse("table", words, known_flags)
-    names = [name for name in given["rows"].split(";") if name]
+    names, steps = [name for name in given["rows"].split(";") if name], aot.step_names(given["steps"])
     for name in names:
         if name not in ROWS:
             raise ValueError(f"--rows has {name!r}; rows are {'; '.join(ROWS)}")
     for name in names:
-        known = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
-        steps = missing(known.get(name, {}), given["steps"].split(","), given["again"])
-        if not steps:
-            continue
-        print(f"== {name}: {', '.join(steps)}", flush=True)
-        numbers = _compile([*ROWS[name], f"--steps={','.join(steps)}"])
-        found = known.get(name, {}).get("steps", {}) | numbers.get("steps", {})
-        if found:
-            where = numbers if "topology" in numbers else known[name]
-            numbers = where | numbers | {"steps": {step: found[step] for step in aot.STEPS if step in found}}
-        known[name] = numbers
-        NUMBERS.write_text(json.dumps({row: known[row] for row in ROWS if row in known}, indent=1) + "\n")
-        write()
+        for step in steps:
+            known = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+            row = known.get(name, {})
+            if given["again"] or step not in row.get("steps", {}):
+                print(f"== {name}: {step}", flush=True)
+                known[name] = _with(row, _compile([*ROWS[name], f"--steps={step}"]))
+                ordered = {row: known[row] for row in ROWS if row in known}
+                NUMBERS.write_text(json.dumps(ordered, indent=1) + "\n")
+                write()
     write()
 
 
-def missing(row, steps, again=False):
-    """Those of the steps that a row's numbers lack; all of them `again`."""
-    return [step for step in steps if again or step not in row.get("steps", {})]
+def _with(row, numbers):
+    """A row's numbers with those of one more step, or with the reason why it failed; the other steps stay."""
+    if "failed" in numbers:
+        return row | numbers
+    steps = row.get("steps", {}) | numbers["steps"]
+    return numbers | {"steps": {step: steps[step] for step in aot.STEPS if step in steps}}
 
 
 def _compile(arguments):
