@@ -200,7 +200,7 @@ def test_every_parameter_has_axis_names(name):
     flat = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
     sizes = {
         "layers": config.num_layers, "vocab": config.vocab_size, "embed": config.embed_dim, "heads": config.num_heads,
-        "kv_heads": config.num_kv_heads, "head_dim": config.head_dim, "mlp": config.mlp_dim,
+        "kv_heads": config.num_kv_heads, "head_dim": config.head_dim, "norm": config.head_dim, "mlp": config.mlp_dim,
     }  # fmt: skip
     for names, leaf in zip(flat, jax.tree.leaves(shapes), strict=True):
         assert tuple(sizes[n] for n in names) == leaf.shape

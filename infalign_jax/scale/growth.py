@@ -1,7 +1,8 @@
 """How the align step's cost grows with the number of devices: `python -m infalign_jax.scale.growth`.
 
-One small model and one global batch: compiled for 16 to 2,048 chips that need not exist, and compiled and run on 1 to 8
-CPU devices of this machine. Numbers go to docs/growth.json, the figure to docs/images/growth.png; `--draw` draws it anew.
+A small model and one global batch: compiled for 16 to 2,048 chips that need not exist; a smaller one compiled and run on 1 to
+8 CPU devices of this machine. Numbers go to docs/growth.json, the figure to docs/images/growth.png. `--parts cpu` or `v5p` does
+one of the two, `--parts ""` only draws.
 """
 
 import json
@@ -16,11 +17,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 NUMBERS, FIGURE = ROOT / "docs" / "growth.json", ROOT / "docs" / "images" / "growth.png"
 SLICES = ("v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x16", "v5p:8x16x16")
 DEVICES = (1, 2, 4, 8)
-FSDP, PROMPTS, CPU_PROMPTS, ROUNDS = 16, 4096, 16, 3
-SIZES = dict(vocab_size=4096, num_layers=4, embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=2048)
+FSDP, PROMPTS, CPU_PROMPTS, ROUNDS = 16, 2048, 16, 3
+_SHAPE = dict(num_layers=4, remat="layer")
+CPU_MODEL = dict(vocab_size=4096, embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=2048, **_SHAPE)
+MODEL = dict(vocab_size=16384, embed_dim=2048, num_heads=16, num_kv_heads=8, head_dim=128, mlp_dim=8192, **_SHAPE)
 
 
-def small(prompts, dtype, **mesh):
+def small(sizes, prompts, dtype, **mesh):
     """The recipe and the architecture of the figure: small enough to compile in a minute, with every kind of parameter."""
     from infalign_jax.models import config as model_config
 
@@ -29,7 +32,7 @@ def small(prompts, dtype, **mesh):
         config.mesh.update(mesh)
         config.align.prompts_per_step, config.align.rollouts = prompts, 2
         config.data.prompt_tokens = config.data.response_tokens = 32
-    return config, model_config.from_dict({**SIZES, "dtype": dtype, "remat": "layer"})
+    return config, model_config.from_dict({**sizes, "dtype": dtype})
 
 
 def compiled_for(devices, config, model, effort=0):
@@ -72,24 +75,48 @@ def timed(compiled):
     return float(np.median(seconds[1:]))
 
 
+def on_cpu():
+    """Rows of the CPU devices, with wall seconds; all of them share the cores of this machine."""
+    import jax
+
+    for count in DEVICES:
+        compiled, row = compiled_for(
+            jax.devices()[:count], *small(CPU_MODEL, CPU_PROMPTS, "float32", data=1, fsdp=count)
+        )
+        yield row | {"seconds": timed(compiled)}
+
+
+def on_slices():
+    """Rows of the slices, compiled only."""
+    for topology in SLICES:
+        config = small(MODEL, PROMPTS, "bfloat16", data=-1, fsdp=FSDP)
+        yield {"topology": topology} | compiled_for(chips.devices(topology), *config, effort=-1)[1]
+
+
+PARTS = {"cpu": on_cpu, "v5p": on_slices}
+
+
 def main(words):
     """Compiles, measures and draws."""
-    if not flags.parse("growth", words, {"draw": (False, bool)})["draw"]:
-        chips.pretend("v5p")
-        import jax
+    parts = [
+        part for part in flags.parse("growth", words, {"parts": (",".join(PARTS), str)})["parts"].split(",") if part
+    ]
+    if not set(parts) <= set(PARTS):
+        raise ValueError(
+            f"--parts is {','.join(parts)!r}; it takes some of {', '.join(PARTS)}, with commas between them"
+        )
+    chips.pretend("v5p")
+    import jax
 
-        jax.config.update("jax_num_cpu_devices", max(DEVICES))
-        rows = {"cpu": [], "v5p": []}
-        for count in DEVICES:
-            compiled, row = compiled_for(jax.devices()[:count], *small(CPU_PROMPTS, "float32", data=1, fsdp=count))
-            rows["cpu"].append(row | {"seconds": timed(compiled)})
-            print(json.dumps(rows["cpu"][-1]), flush=True)
-        for topology in SLICES:
-            config = small(PROMPTS, "bfloat16", data=-1, fsdp=FSDP)
-            rows["v5p"].append({"topology": topology} | compiled_for(chips.devices(topology), *config, effort=-1)[1])
-            print(json.dumps(rows["v5p"][-1]), flush=True)
-        NUMBERS.write_text(json.dumps(rows, indent=1) + "\n")
-    draw(json.loads(NUMBERS.read_text()))
+    jax.config.update("jax_num_cpu_devices", max(DEVICES))
+    known = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    for part in parts:
+        known[part] = []
+        for row in PARTS[part]():
+            known[part].append(row)
+            print(json.dumps(row), flush=True)
+        NUMBERS.write_text(json.dumps({name: known[name] for name in PARTS if name in known}, indent=1) + "\n")
+    draw(known)
 
 
 TITLES = {
@@ -109,7 +136,9 @@ def draw(rows):
 
     with matplotlib.rc_context(style.RC):
         figure, grid = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
-        for (left, right), (name, found) in zip(grid, rows.items(), strict=True):
+        for (left, right), (name, found) in zip(
+            grid, ((name, rows[name]) for name in PARTS if name in rows), strict=False
+        ):
             sizes = [row["devices"] for row in found]
             even = [found[0]["flops"] * sizes[0] / n / 1e9 for n in sizes]
             _panel(left, sizes, even, "1 / n", [row["flops"] / 1e9 for row in found], style.LOOKS["identity"])
