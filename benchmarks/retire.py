@@ -1,10 +1,11 @@
 """CPU-seconds of rollouts whose lengths are geometric, with the plain sampler and with rollouts let go of as they end.
 
-    python benchmarks/retire.py [PROMPTS ROLLOUTS PROMPT_SLOTS MAX_TOKENS MEAN_LENGTH]
+    python benchmarks/retire.py [PROMPTS ROLLOUTS PROMPT_SLOTS MAX_TOKENS MEAN_LENGTH [DEVICES]]
 
 A random model of 5 million parameters finds all tokens about equally likely: with one in MEAN_LENGTH of them an end mark,
 lengths are geometric. Both must draw the same tokens. The row-steps of refilled slots (a prompt's rollouts drawn in R/4
-slots, each refilled as soon as it is free) are counted, not run.
+slots, each refilled as soon as it is free) are counted, not run. With several devices the prompts are split over them, on
+the CPU all of them its own; the first call of each function, which compiles, is reported apart.
 """
 
 import heapq
@@ -13,14 +14,14 @@ import statistics
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.models import transformer
 from infalign_jax.models.config import TransformerConfig
 from infalign_jax.sampling import retire, sampler
+from infalign_jax.training import mesh as meshes
 
-B, R, S, C, MEAN = map(int, sys.argv[1:]) if len(sys.argv) > 1 else (16, 8, 64, 128, 32)
+B, R, S, C, MEAN, DEVICES = map(int, [*sys.argv[1:], "1"][:6]) if len(sys.argv) > 1 else (16, 8, 64, 128, 32, 1)
 CONFIG = TransformerConfig(
     vocab_size=4096, num_layers=6, embed_dim=192, num_heads=6, num_kv_heads=2, head_dim=32, mlp_dim=512
 )
@@ -38,18 +39,20 @@ def refill_row_steps(lengths_BR, slots):
 
 
 def main():
-    variables = transformer.init(CONFIG, jax.random.key(0))
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    mesh = meshes.make_mesh({"data": DEVICES, "fsdp": 1, "tensor": 1})
+    variables = jax.device_put(transformer.init(CONFIG, jax.random.key(0)), meshes.replicated(mesh))
     prompts = jax.random.randint(jax.random.key(1), (B, S), 0, CONFIG.vocab_size)
+    batch = meshes.put_batch(mesh, (prompts, np.full(B, S, np.int32), np.arange(B, dtype=np.int32)))
     options = dict(rollouts=R, max_tokens=C, eos_ids=tuple(range(round(CONFIG.vocab_size / MEAN))))
 
     def run(function, seed):
-        args = variables, prompts, jnp.full(B, S), jnp.arange(B), jax.random.key(seed)
         before = resource.getrusage(resource.RUSAGE_SELF)
-        out = jax.block_until_ready(function(CONFIG, *args, **options))
+        out = jax.block_until_ready(function(CONFIG, variables, *batch, jax.random.key(seed), **options))
         after = resource.getrusage(resource.RUSAGE_SELF)
         return out, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    seconds = {sampler.sample: [], retire.sample: []}
+    seconds, compiling = {sampler.sample: [], retire.sample: []}, []
     for again in range(2):  # the first time compiles
         for seed in range(6):
             (plain, one), (retired, two) = (run(function, seed) for function in seconds)
@@ -57,11 +60,14 @@ def main():
             if again:
                 seconds[sampler.sample].append(one)
                 seconds[retire.sample].append(two)
+            else:
+                compiling.append((one, two))
     plain, retiring = map(statistics.median, seconds.values())
     lengths_BR = retired.mask_BRC.sum(-1)
     steps = lengths_BR.max() * B * R
     refilled, live = refill_row_steps(lengths_BR, max(R // 4, 1)) / steps, lengths_BR.sum() / steps
     print(f"CPU seconds: plain {plain:.2f}, retiring {retiring:.2f}")
+    print("with compiling, six calls: plain {:.1f}, retiring {:.1f}".format(*np.sum(compiling, axis=0)))
     print(f"row-steps as parts of the plain sampler's: rollouts that live {live:.2f}, refilled slots {refilled:.2f}")
 
 

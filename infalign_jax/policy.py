@@ -139,11 +139,16 @@ def load_policy(folder, **changes):
         where = (folder / card["tokenizer"]).resolve()  # an absolute path stands for itself
         variables = _read_variables(folder, config)
     elif (folder / lora.CONFIG_FILE).is_file():
-        where = epath.Path(workdir.read_json(folder / lora.CONFIG_FILE)["base_model_name_or_path"])
+        base = hf.read_json(folder / lora.CONFIG_FILE).get("base_model_name_or_path")
+        if not base or not (epath.Path(base) / "config.json").is_file():
+            raise ValueError(
+                f"{folder / lora.CONFIG_FILE} has base_model_name_or_path = {base!r}, which is no Hugging Face folder here"
+            )
+        where = epath.Path(base)
         config, base = hf.load(where, **changes)
         config, adapters = lora.load(folder, config)
         variables = {**base, **adapters}
-    elif (folder / "config.json").is_file() and "model_type" in workdir.read_json(folder / "config.json"):
+    elif (folder / "config.json").is_file() and "model_type" in hf.read_json(folder / "config.json"):
         where, (config, variables) = folder, hf.load(folder, **changes)
     else:
         raise ValueError(

@@ -7,6 +7,7 @@ and the share of the layers' parameters that a device gathers to draw one token.
 
 import json
 import sys
+import unittest.mock
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +17,7 @@ import optax
 from infalign_jax.models import config as model_config
 from infalign_jax.models import transformer
 from infalign_jax.models.sharding import logical_axes
+from infalign_jax.sampling import retire
 from infalign_jax.sampling.sampler import Rollouts, sample
 from infalign_jax.scale.hlo import collectives
 from infalign_jax.stages import align
@@ -81,6 +83,11 @@ def run(sizes, devices, microbatches=1, model=MODEL):
     )
     arguments = variables, *prompts, jax.random.key(2)
     rollouts = sample(model, *arguments, **HOW)
+    if mesh.shape["fsdp"] == 1:  # where stages let go of rollouts that have ended
+        ends = {**HOW, "eos_ids": tuple(range(16))}
+        with unittest.mock.patch.object(retire, "STRETCH", 1):
+            retired = retire.sample(model, *arguments, fetch=meshes.fetch, **ends)
+        np.testing.assert_array_equal(retired.tokens_BRC, meshes.fetch(sample(model, *arguments, **ends).tokens_BRC))
     on_host = {
         "tokens": rng.integers(3, 64, (B, R, C)).astype(np.int32),
         "mask": (rng.random((B, R, C)) < 0.9).astype(np.float32),

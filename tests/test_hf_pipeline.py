@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to an aligned one, all parameters and adapters; adapters by themselves. `test_recipes` evaluates."""
+"""From a Hugging Face folder to an aligned one, all parameters and adapters; adapters by themselves."""
 
 import functools
 import json
@@ -123,8 +123,12 @@ def test_sft_starts_from_the_folder_and_ends_in_one(model, tmp_path):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_from_a_folder_to_a_folder(model, tmp_path, rank):
     config = recipe(model, rank)
-    for stage in ("sft", "calibrate", "align"):
-        main.run(stage, config, tmp_path)
+    with config.unlocked():
+        config.evaluate.samples, config.evaluate.best_of, config.evaluate.worst_of = 4, (4,), ()
+        config.evaluate.headline, config.evaluate.curve, config.evaluate.kl_tolerance = "best_of(4)", (), 1.0
+    main.run("run", config, tmp_path)
+    results = json.loads((tmp_path / "evaluate" / "results.json").read_text())
+    assert {row["method"] for row in results} >= {"identity"} and all(0 <= row["win_rate"] <= 1 for row in results)
     experiment = open_experiment(settings.resolve(config, tmp_path))
     reference, folder = load_reference(experiment), tmp_path / "align" / "identity" / "seed_0"
     base = hf.load(model)[1]

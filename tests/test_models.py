@@ -22,6 +22,11 @@ _CONFIGS = {
         rope_local_base=100.0, rope_scaling=RopeScaling("linear", 8.0), remat="dots",
     ),
     "qwen": TransformerConfig(**_SIZES, attention_bias=True, tied_embeddings=False),
+    "llama3": TransformerConfig(
+        **_SIZES | {"num_kv_heads": 1}, rope_base=500.0, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8),
+        tied_embeddings=False, remat="layer",
+    ),
+    "qwen3": TransformerConfig(**_SIZES | {"num_kv_heads": 4}, qk_norm=True),
 }  # fmt: skip
 _LENGTHS = jnp.array([7, 3, 1])
 # Compiled once for each config and shape, by all the tests together.
@@ -55,7 +60,7 @@ def _unshared(config, variables, prompts, completions):
     return hidden.reshape(_B, _R, _S + _C, -1)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "qwen"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "qwen", "llama3", "qwen3"])
 def test_shared_prompt_gives_values_and_gradients_of_separate_rows(name):
     config, variables, prompts, completions = _setup(name)
     weights = jax.random.normal(jax.random.key(4), (_B, _R, _C, config.vocab_size))

@@ -42,27 +42,33 @@ def _same(one, two):
     np.testing.assert_allclose(one.sampling_log_probs_BRC, two.sampling_log_probs_BRC, atol=2e-5)
 
 
-def test_retiring_changes_no_token(monkeypatch):
+@pytest.mark.parametrize("rollouts", [4, 1])
+def test_retiring_changes_no_token(rollouts, monkeypatch):
+    """Rollouts of every prompt are let go of, or prompts where each has one."""
     sizes, keep = [], retire._keep
-    monkeypatch.setattr(retire, "_keep", lambda *args: sizes.append(args[-1].shape) or keep(*args))
-    plain = _draw(sampler.sample)
-    _same(_draw(retire.sample), plain)
+    monkeypatch.setattr(retire, "_keep", lambda *args: sizes.append([np.shape(x) for x in args[2:]]) or keep(*args))
+    monkeypatch.setattr(retire, "_FEW", 4)
+    plain = _draw(sampler.sample, rollouts=rollouts)
+    _same(_draw(retire.sample, rollouts=rollouts), plain)
     lengths = plain.mask_BRC.sum(-1)
     assert sizes and (lengths <= 16).any() and (lengths == 40).any() and plain.ended_BR.any()  # else nothing was tested
+    assert all((prompts == ()) == (rollouts > 1) for prompts, _ in sizes)
 
 
-def test_rectangles_hold_every_live_rollout():
+def test_survivors_are_all_there():
     rng = np.random.default_rng(0)
     for rate in (0.02, 0.1, 0.3, 0.6, 1.0):
         live = rng.random((6, 10)) < rate
         live[3, 7] = True
-        prompts, rollouts = retire.rectangle(live)
+        prompts, rollouts = retire.survivors(live)
         assert live[prompts[:, None], rollouts].sum() == live.sum()
-        assert len(prompts) in (6, 3, 2, 1) and rollouts.shape[1] in (10, 5, 3, 2, 1)
-        assert len(prompts) == 1 or -(-len(prompts) // 2) < live.any(1).sum()
+        assert prompts.tolist() == [0, 1, 2, 3, 4, 5] and rollouts.shape[1] in (10, 5, 3, 2, 1)
+        assert rollouts.shape[1] == 1 or -(-rollouts.shape[1] // 2) < live.sum(1).max()
         assert all(len(set(row)) == len(row) for row in rollouts)
-    assert retire.rectangle(np.eye(6, dtype=bool))[1].shape == (6, 1)
-    assert retire.rectangle(np.eye(6, dtype=bool)[:1])[1].shape == (1, 1)
+    one = np.eye(6, dtype=bool)[:, 2:3]
+    prompts, rollouts = retire.survivors(one)
+    assert prompts.tolist() == [2] and rollouts.shape == (1, 1)
+    assert retire.survivors(one, one_device=False)[1].shape == (6, 1)
 
 
 @pytest.mark.parametrize("strings", [("ab",), ("m", "H")], ids=repr)
@@ -114,11 +120,8 @@ def test_one_string_is_a_stop_string():
     assert stop.check("ab") == ("ab",) and stop.check(["ab", "c"]) == ("ab", "c") and stop.check(()) == ()
 
 
-@pytest.mark.parametrize(
-    ("max_tokens", "devices", "retiring", "expected"),
-    [(40, 1, True, "retire"), (40, 1, False, "plain"), (16, 1, True, "plain"), (40, 4, True, "plain")],
-)
-def test_stages_let_go_of_rollouts_where_it_is_asked_for_and_pays(max_tokens, devices, retiring, expected, monkeypatch):
+@pytest.mark.parametrize(("max_tokens", "expected"), [(40, "retire"), (16, "plain")])
+def test_stages_let_go_of_rollouts_where_it_pays(max_tokens, expected, monkeypatch):
     """Both samplers are given the same arguments, whose tokens are the same (above)."""
     from infalign_jax.stages import experiment
 
@@ -130,13 +133,11 @@ def test_stages_let_go_of_rollouts_where_it_is_asked_for_and_pays(max_tokens, de
     for name, module in (("retire", retire), ("plain", sampler)):
         monkeypatch.setattr(module, "sample", lambda *a, name=name, **o: calls.append((name, a[2:5], o)))
     monkeypatch.setattr(experiment.meshes, "put_batch", lambda mesh, batch: batch)
-    inputs = experiment.Experiment(
-        config, None, None, SimpleNamespace(eos_id=3, pad_id=0), _CONFIG, SimpleNamespace(size=devices)
-    )
+    inputs = experiment.Experiment(config, None, None, SimpleNamespace(eos_id=3, pad_id=0), _CONFIG, None)
     prompts = experiment.Prompts([], [], np.arange(12).reshape(3, 4), np.array([4, 2, 1]), np.array([7, 8, 9]))
-    experiment.draw(inputs, None, prompts, np.array([2, 0]), rollouts=6, purpose="test", retiring=retiring)
+    experiment.draw(inputs, None, prompts, np.array([2, 0]), rollouts=6, purpose="test")
     ((name, (tokens, lengths, ids), options),) = calls
-    assert name == expected
+    assert name == expected and options.pop("fetch", experiment.meshes.fetch) is experiment.meshes.fetch
     np.testing.assert_array_equal(tokens, [[8, 9, 10, 11], [0, 1, 2, 3]])
     assert lengths.tolist() == [1, 4] and ids.tolist() == [9, 7]
     assert options == dict(rollouts=6, max_tokens=max_tokens, temperature=0.5, eos_ids=(3,), pad_id=0)

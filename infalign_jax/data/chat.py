@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from infalign_jax.data.hf_tokenizer import read_config
+
 PLAIN_ROLES = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": "\n\nSystem: "}
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -86,21 +88,34 @@ def find_template(path):
     path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
     config_file = folder / "tokenizer_config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    config = read_config(config_file.read_bytes(), config_file) if config_file.is_file() else {}
     if path.is_file() and path.suffix != ".json":
-        source = path.read_text(encoding="utf-8")
+        source = _read(path)
     elif (folder / "chat_template.jinja").is_file():
-        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        source = _read(folder / "chat_template.jinja")
     else:
         source = config.get("chat_template")
     if isinstance(source, list):  # several named templates; the one for plain conversation is called default
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
     if not source:
         return None
-    _compile(source)
+    if not isinstance(source, str):
+        raise ValueError(f"{config_file} has chat_template = {source!r}; it must be a string or a list of named ones")
+    try:
+        _compile(source)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     tokens = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
     tokens = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
     return ChatTemplate(source, tokens)
+
+
+def _read(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"chat template {str(path)!r} is not UTF-8 text") from error
 
 
 def apply_chat_template(template, messages, *, add_generation_prompt=True, now=None, **variables):
@@ -116,14 +131,13 @@ def apply_chat_template(template, messages, *, add_generation_prompt=True, now=N
     Raises:
       ValueError: the template refuses the messages (its own `raise_exception`) or fails on them.
     """
-    import jinja2
-
     compiled = _compile(template.source, now)
     values = {"tools": None, "documents": None, **template.special_tokens, **variables}
     try:
         return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **values)
-    except (jinja2.TemplateError, TypeError) as error:
-        raise ValueError(f"the chat template cannot write these messages: {error}") from error
+    except Exception as error:  # a stranger's code: it may raise anything
+        what = str(error) or type(error).__name__
+        raise ValueError(f"the chat template cannot write these messages: {what}") from error
 
 
 @functools.lru_cache(maxsize=8)  # compiling takes milliseconds, writing one dialogue microseconds
@@ -157,6 +171,8 @@ def _compile(source, now=None):
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"the chat template does not compile: line {error.lineno}: {error.message}") from error
+    except RecursionError as error:
+        raise ValueError("the chat template does not compile: it is nested too deeply") from error
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):

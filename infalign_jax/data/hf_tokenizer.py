@@ -8,6 +8,17 @@ TOKENIZER_FILE = "tokenizer.json"
 FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model")
 
 
+def read_config(data, name):
+    """The JSON object in the bytes of a tokeniser's config file. Raises ValueError naming the file."""
+    try:
+        values = json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} holds {type(values).__name__} instead of a JSON object")
+    return values
+
+
 class HFTokenizer:
     """See `tokenizer.Tokenizer`. Special tokens written in a text are read as such, as chat templates need.
 
@@ -32,12 +43,16 @@ class HFTokenizer:
         self.files = files
         config = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            config |= json.loads(files.get(name, b"{}"))
+            config |= read_config(files.get(name, b"{}"), name)
         self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
         self.eos_id = self._special_id(config, "eos_token")
         if self.eos_id is None:
             raise ValueError("tokenizer_config.json names no eos_token that the tokenizer knows")
         self.bos_id = self._special_id(config, "bos_token") if self._adds_bos(config) else None
+        if config.get("add_bos_token") and self.bos_id is None:
+            raise ValueError(
+                "tokenizer_config.json has add_bos_token = true, but no bos_token that the tokenizer knows"
+            )
         pad_id = self._special_id(config, "pad_token")
         self.pad_id = self.eos_id if pad_id is None else pad_id
 
@@ -56,6 +71,8 @@ class HFTokenizer:
     def _special_id(self, config, key):
         token = config.get(key)
         token = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(token, str):
+            raise ValueError(f"tokenizer_config.json has {key} = {token!r}; it must be a string")
         return None if token is None else self._model.token_to_id(token)
 
     def _adds_bos(self, config):

@@ -38,11 +38,12 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A `Tokenizer` over a serialised SentencePiece model. Raises ValueError for bytes that are no model or have no
-    EOS.
+    """A `Tokenizer` over a serialised SentencePiece model; `add_bos`: whether prompts begin with its BOS.
+
+    Raises ValueError for bytes that are no model or have no EOS.
     """
 
-    def __init__(self, model_bytes):
+    def __init__(self, model_bytes, add_bos=True):
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         except RuntimeError as error:
@@ -52,7 +53,7 @@ class SentencePieceTokenizer:
         self.eos_id = self._model.eos_id()
         if self.eos_id < 0:
             raise ValueError("the SentencePiece model has no end-of-sequence piece; train it with an eos_id")
-        self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else None
+        self.bos_id = self._model.bos_id() if add_bos and self._model.bos_id() >= 0 else None
         self.pad_id = next((i for i in (self._model.pad_id(), self._model.unk_id()) if i >= 0), 0)
         byte_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         has_bytes = all(self._model.is_byte(i) for i in byte_ids)
@@ -160,7 +161,9 @@ def load(path):
         raise ValueError(
             f"tokenizer path {str(path)!r} holds no tokenizer; give a SentencePiece .model or a folder of {MODEL_FILE}"
         )
+    config = file.parent / "tokenizer_config.json"
     try:
-        return SentencePieceTokenizer(file.read_bytes())
+        options = hf_tokenizer.read_config(config.read_bytes(), config.name) if config.is_file() else {}
+        return SentencePieceTokenizer(file.read_bytes(), add_bos=options.get("add_bos_token") is not False)
     except ValueError as error:
         raise ValueError(f"tokenizer file {str(file)!r} cannot be used: {error}") from error

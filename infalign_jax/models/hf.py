@@ -45,12 +45,36 @@ INDEX = "model.safetensors.index.json"
 _PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # in front of embed_tokens, layers and norm
 
 
+_DTYPES = ("F32", "BF16", "F16")
+
+
+def read_json(path) -> dict:
+    """The JSON object in a file of a folder. Raises ValueError naming the file where there is none in it."""
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__} instead of a JSON object")
+    return values
+
+
 def read_config(folder) -> dict:
     """The parsed config.json of a folder; ValueError if there is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist; a Hugging Face model folder has a config.json")
-    return json.loads(path.read_text())
+    return read_json(path)
+
+
+def open_weights(path):
+    """A safetensors file, opened; nothing but its header is read. Raises ValueError where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short: {error}") from error
 
 
 def end_ids(folder, eos_id: int) -> tuple[int, ...]:
@@ -59,29 +83,37 @@ def end_ids(folder, eos_id: int) -> tuple[int, ...]:
     Chat models end a turn with another token than a text.
     """
     path = Path(folder) / "generation_config.json"
-    more = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    return tuple(sorted({eos_id, *([] if more is None else [more] if isinstance(more, int) else more)}))
+    more = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = [] if more is None else more if isinstance(more, list) else [more]
+    for i in ids:
+        if isinstance(i, bool) or not isinstance(i, int) or i < 0:
+            raise ValueError(f"{path} has eos_token_id = {more!r}; it must be a token's number, or a list of them")
+    return tuple(sorted({eos_id, *ids}))
 
 
 class _Folder:
     """The safetensors files of a folder as one lazy mapping from tensor name (common prefix removed) to slices."""
 
     def __init__(self, folder):
-        from safetensors import safe_open
-
-        folder, index = Path(folder), Path(folder) / INDEX
-        if index.is_file():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        else:
-            files = ["model.safetensors"]
+        folder = self.path = Path(folder)
+        files = self._files(folder)
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"{folder / missing[0]} does not exist; weights are read from safetensors files")
         self.tensors = {}
         for name in files:
-            handle = safe_open(folder / name, framework="numpy")
+            handle = open_weights(folder / name)
             for key in handle.keys():  # noqa: SIM118  (not a dict)
                 self.tensors[self._plain(key)] = (handle, key)
+
+    @staticmethod
+    def _files(folder):
+        if not (folder / INDEX).is_file():
+            return ["model.safetensors"]
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(Path(str(n)).name == n for n in names.values()):
+            raise ValueError(f"{folder / INDEX} has no weight_map from tensors to names of files in the folder")
+        return sorted(set(names.values()))
 
     @staticmethod
     def _plain(key):
@@ -151,14 +183,49 @@ def _check(source, config, shapes):
         needed |= dict.fromkeys(names(config, path), theirs)
     for name, shape in needed.items():
         if name not in source.tensors:
-            raise ValueError(f"the folder has no tensor {name}, which its config.json calls for")
-        found = tuple(source.slice(name).get_shape())
-        if found != shape:
-            raise ValueError(f"tensor {name} has shape {found}; config.json calls for {shape}")
+            raise ValueError(f"{source.path}: the folder has no tensor {name}, which its config.json calls for")
+        found = source.slice(name)
+        if tuple(found.get_shape()) != shape:
+            shapes = f"{tuple(found.get_shape())}; config.json calls for {shape}"
+            raise ValueError(f"{source.path}: tensor {name} has shape {shapes}")
+        if found.get_dtype() not in _DTYPES:
+            legal = ", ".join(_DTYPES)
+            raise ValueError(f"{source.path}: tensor {name} has dtype {found.get_dtype()}; supported are {legal}")
     for name in source.tensors:
         tied = name == "lm_head.weight" and config.tied_embeddings  # a copy of the embedding table
         if name not in needed and not tied and not any(part in name for part in _IGNORED):
-            raise ValueError(f"the folder has tensor {name}, which this architecture has no place for")
+            raise ValueError(f"{source.path}: the folder has tensor {name}, which this architecture has no place for")
+
+
+def _open(folder, reward_head, changes):
+    """(config, the open folder, shapes of the variables, [(path, shape)] of them): all that can be wrong has been looked at."""
+    values = read_config(folder)
+    try:
+        config = hf_config.from_hf(values, **changes)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    source = _Folder(folder)
+    if reward_head and config.tied_embeddings is False and "lm_head.weight" not in source.tensors:
+        config = config.replace(tied_embeddings=True)  # a classifier has no output head to be untied
+    if reward_head:
+        labels = source.slice("score.weight").get_shape()[0] if "score.weight" in source.tensors else 0
+        if labels != 1:
+            raise ValueError(f"{folder} is a classifier of {labels} labels; a reward model is one of a single label")
+    make = heads.init if reward_head else transformer.init
+    shapes = jax.eval_shape(lambda key: make(config, key), jax.random.key(0))
+    flat, _ = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = [(sharding.path_name(path).removeprefix("params/"), leaf) for path, leaf in flat]
+    _check(source, config, {path: leaf for path, leaf in leaves if path != "reward_head/bias"})
+    return config, source, shapes, leaves
+
+
+def load_shapes(folder, *, reward_head: bool = False, **changes):
+    """(config, variables) as `load` gives them, but shapes only: the headers of the files are read and checked, no weight is.
+
+    Raises ValueError as `load` does.
+    """
+    config, _, variables, _ = _open(folder, reward_head, changes)
+    return config, variables
 
 
 def load(folder, *, reward_head: bool = False, shardings=None, **changes):
@@ -172,16 +239,7 @@ def load(folder, *, reward_head: bool = False, shardings=None, **changes):
 
     Raises ValueError naming the file, tensor or option when something is missing, superfluous or unsupported.
     """
-    config = hf_config.from_hf(read_config(folder), **changes)
-    source = _Folder(folder)
-    if reward_head and config.tied_embeddings is False and "lm_head.weight" not in source.tensors:
-        config = config.replace(tied_embeddings=True)  # a classifier has no output head to be untied
-    make = heads.init if reward_head else transformer.init
-    shapes = jax.eval_shape(lambda key: make(config, key), jax.random.key(0))
-    flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    paths = [sharding.path_name(path).removeprefix("params/") for path, _ in flat]
-    leaves = [leaf for _, leaf in flat]
-    _check(source, config, {p: x for p, x in zip(paths, leaves, strict=True) if p != "reward_head/bias"})
+    config, source, tree, leaves = _open(folder, reward_head, changes)
     places = [None] * len(leaves) if shardings is None else jax.tree.leaves(shardings)
     dtype = jnp.dtype(config.param_dtype)
 
@@ -194,4 +252,5 @@ def load(folder, *, reward_head: bool = False, shardings=None, **changes):
             return jnp.asarray(read((slice(None),) * len(leaf.shape)))
         return jax.make_array_from_callback(leaf.shape, place, read)
 
-    return config, tree.unflatten([array(*each) for each in zip(paths, leaves, places, strict=True)])
+    arrays = [array(*leaf, place) for leaf, place in zip(leaves, places, strict=True)]
+    return config, jax.tree.unflatten(jax.tree.structure(tree), arrays)

@@ -1,5 +1,7 @@
 """A Hugging Face config.json read as a TransformerConfig; what we cannot honour is refused by name."""
 
+import functools
+
 from infalign_jax.models.config import RopeScaling, TransformerConfig
 
 _GEMMA = dict(norm_plus_one=True, scale_embeddings=True, post_norms=True)
@@ -26,13 +28,32 @@ _UNSUPPORTED = {
     "quantization_config": (None,),
     "partial_rotary_factor": (1.0, None),
     "attention_chunk_size": (None,),
+    "is_causal": (True, None),
 }
+_WHOLE = (
+    "vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "intermediate_size", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern",
+)  # fmt: skip
+_REAL = (
+    "rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping",
+    "final_logit_softcapping",
+)  # fmt: skip
 _KINDS = {"full_attention": "global", "sliding_attention": "local"}
 
 
 def text_config(values: dict) -> dict:
     """The language model's part of a config.json: itself, or `text_config` of a model that also sees images."""
-    return values["text_config"] if values.get("model_type") == "gemma3" else values
+    return _get(values, "text_config", dict) if values.get("model_type") == "gemma3" else values
+
+
+def _get(values, key, kind):
+    """values[key], checked: a dict, a positive int or a positive float. ValueError names the key."""
+    value, words = values.get(key), {dict: "an object", int: "a positive whole number", float: "a positive number"}
+    legal = (int, float) if kind is float else kind
+    if not isinstance(value, legal) or isinstance(value, bool) or (kind is not dict and not value > 0):
+        found = f"has {key} = {value!r}" if key in values else f"has no {key}"
+        raise ValueError(f"config.json {found}; it must be {words[kind]}")
+    return kind(value)
 
 
 def from_hf(values: dict, **changes) -> TransformerConfig:
@@ -46,9 +67,16 @@ def from_hf(values: dict, **changes) -> TransformerConfig:
         raise ValueError(f"config.json has model_type {family!r}; supported are {', '.join(_FAMILIES)}")
     constants, defaults = _FAMILIES[family]
     values = {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}
-    for key, legal in _UNSUPPORTED.items():
-        if values.get(key) not in legal:
-            raise ValueError(f"config.json has {key} = {values[key]!r}, which is not supported for {family}")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    for place in (values, rope, *(rope.values() if isinstance(rope, dict) else ())):
+        for key, legal in _UNSUPPORTED.items():
+            if isinstance(place, dict) and place.get(key) not in legal:
+                raise ValueError(f"config.json has {key} = {place[key]!r}, which is not supported for {family}")
+    required = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    for keys, kind in ((_WHOLE, int), (_REAL, float)):
+        for key in keys:
+            if key in required or values.get(key) is not None:
+                _get(values, key, kind)
     activation = values.get("hidden_activation") or values.get("hidden_act") or "gelu_pytorch_tanh"
     if family.startswith("gemma") and activation == "gelu":
         activation = "gelu_pytorch_tanh"  # early Gemma files say gelu and mean this
@@ -68,7 +96,7 @@ def from_hf(values: dict, **changes) -> TransformerConfig:
         norm_eps=values.get("rms_norm_eps", 1e-6),
         tied_embeddings=bool(values.get("tie_word_embeddings", False)),
         pattern=kinds,
-        window=values["sliding_window"] if "local" in kinds else None,
+        window=_get(values, "sliding_window", int) if "local" in kinds else None,
         attention_soft_cap=values.get("attn_logit_softcapping"),
         logit_soft_cap=values.get("final_logit_softcapping"),
     )
@@ -82,14 +110,18 @@ def _layer_kinds(values):
     layers = range(values["num_hidden_layers"])
     period = values.get("sliding_window_pattern") or values.get("_sliding_window_pattern") or values.get("period")
     if values.get("layer_types"):
-        unknown = set(values["layer_types"]) - set(_KINDS)
+        types = values["layer_types"]
+        if not isinstance(types, list) or len(types) != len(layers):
+            raise ValueError(f"config.json has layer_types = {types!r}; it must list the {len(layers)} layers")
+        unknown = sorted({str(kind) for kind in types} - set(_KINDS))
         if unknown:
-            raise ValueError(f"config.json has layer_types {sorted(unknown)}; supported are {', '.join(_KINDS)}")
-        kinds = tuple(_KINDS[kind] for kind in values["layer_types"])
+            raise ValueError(f"config.json has layer_types {unknown}; supported are {', '.join(_KINDS)}")
+        kinds = tuple(_KINDS[kind] for kind in types)
     elif period:
         kinds = tuple("global" if (i + 1) % period == 0 else "local" for i in layers)
     elif values.get("use_sliding_window"):
-        kinds = tuple("local" if i >= values["max_window_layers"] else "global" for i in layers)
+        first = values.get("max_window_layers", 28)  # the default of these families' configs
+        kinds = tuple("local" if i >= first else "global" for i in layers)
     else:
         kinds = ("global",)
     return kinds if "local" in kinds else ("global",)
@@ -97,25 +129,25 @@ def _layer_kinds(values):
 
 def _rope(family, values):
     """Rotary fields, from either spelling: rope_parameters, or rope_theta with rope_scaling."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if values.get(key):
+            _get(values, key, dict)
     new = values.get("rope_parameters") or {}
-    full = new.get("full_attention", new)
+    full, local = (_get(new, k, dict) if k in new else {} for k in ("full_attention", "sliding_attention"))
+    full = full or new
     scaling = full or values.get("rope_scaling") or {}
-    fields = dict(rope_base=float(full.get("rope_theta", values.get("rope_theta") or 10_000.0)))
+    base = full if "rope_theta" in full else {"rope_theta": values.get("rope_theta") or 10_000.0}
+    fields = dict(rope_base=_get(base, "rope_theta", float))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    number = functools.partial(_get, scaling, kind=float)
     if kind == "linear":
-        fields["rope_scaling"] = RopeScaling("linear", float(scaling["factor"]))
+        fields["rope_scaling"] = RopeScaling("linear", number("factor"))
     elif kind == "llama3":
-        fields["rope_scaling"] = RopeScaling(
-            "llama3",
-            float(scaling["factor"]),
-            float(scaling["low_freq_factor"]),
-            float(scaling["high_freq_factor"]),
-            int(scaling["original_max_position_embeddings"]),
-        )
+        factors = number("factor"), number("low_freq_factor"), number("high_freq_factor")
+        fields["rope_scaling"] = RopeScaling("llama3", *factors, _get(scaling, "original_max_position_embeddings", int))
     elif kind != "default":
         raise ValueError(f"config.json has rope type {kind!r}; supported are default, linear and llama3")
     if family == "gemma3_text":
-        local = new.get("sliding_attention", {})
         if local.get("rope_type", "default") != "default":
             raise ValueError(
                 f"config.json has rope type {local['rope_type']!r} for sliding layers; supported is default"

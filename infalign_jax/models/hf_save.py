@@ -144,8 +144,10 @@ def _config_of(config, variables, source):
         raise ValueError(f"{source} describes another architecture than the model to be saved")
     if "lora" in variables:
         raise ValueError("variables has adapters; merge them into the parameters before saving")
-    if hf_config.text_config(values) is not values:
-        raise ValueError(f"{source} is a model of text and images; only text models can be saved")
+    text = hf_config.text_config(values)
+    if text is not values:  # of a model that also sees images the text model alone is saved
+        kept = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in values}
+        values = {"architectures": ["Gemma3ForCausalLM"], **kept, **text}
     values.pop("torch_dtype", None)
     values["dtype"] = str(variables["params"]["embed"]["embedding"].dtype)
     return values

@@ -119,20 +119,24 @@ def load(folder, config):
       ValueError: a file is missing, an option that we have no counterpart for, a tensor that is missing, superfluous or
         of another shape.
     """
-    from safetensors.numpy import load_file
-
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ValueError(
                 f"{folder / name} does not exist; an adapter folder has both {CONFIG_FILE} and {WEIGHTS_FILE}"
             )
-    values, tensors = json.loads((folder / CONFIG_FILE).read_text()), load_file(folder / WEIGHTS_FILE)
+    values, weights = hf.read_json(folder / CONFIG_FILE), hf.open_weights(folder / WEIGHTS_FILE)
+    tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118  (not a dict)
     if values.get("peft_type") != "LORA":
         raise ValueError(f"{folder / CONFIG_FILE} has peft_type {values.get('peft_type')!r}; supported is 'LORA'")
     for key, legal in _OFF.items():
         if values.get(key) not in legal:
             raise ValueError(f"{folder / CONFIG_FILE} has {key} = {values[key]!r}, which is not supported")
+    for key, whole in (("r", True), ("lora_alpha", False)):
+        value = values.get(key)
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+            words = "positive whole" if whole else "positive"
+            raise ValueError(f"{folder / CONFIG_FILE} has {key} = {value!r}; it must be a {words} number")
     rank = values["r"]
     found = [target for target in TARGETS if _name(target, 0, "a") in tensors]
     shapes = jax.eval_shape(lambda key: init(config, key, rank, found), jax.random.key(0))["lora"]["layers"]

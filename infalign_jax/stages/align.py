@@ -24,6 +24,7 @@ from infalign_jax.stages.experiment import (
     Prompts,
     draw,
     encode_split,
+    lets_go,
     load_reference,
     open_experiment,
 )
@@ -255,9 +256,17 @@ def on_policy(inputs, method, seed, watch, update, policy=lambda variables: vari
     def advance(step, state):
         rows = batches(step)
         variables = {**inputs.reference, **policy(state.variables)}
+        queued = not lets_go(config)  # behind the update before; else the host looks at them as they are drawn
+
+        def updated():
+            jax.block_until_ready(state.step)
+            watch.lap(step - 1, "update")
+
+        if not queued:
+            updated()
         rollouts = draw(experiment, variables, prompts, rows, rollouts=section.rollouts, purpose=purpose, step=step)
-        jax.block_until_ready(state.step)  # the rollouts are queued behind the update before
-        watch.lap(step - 1, "update")
+        if queued:
+            updated()
         jax.block_until_ready(rollouts.tokens_BRC)
         watch.lap(step, "rollout")
         texts = [prompts.texts[i] for i in rows]

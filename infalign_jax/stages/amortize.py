@@ -161,7 +161,7 @@ def reference_rewards(experiment, prompts):
     size, calls = min(config.calibrate.prompts_per_call, P), []
     for first in range(0, P, size):
         rows = np.arange(first, first + size) % P
-        rollouts = draw(experiment, reference, prompts, rows, rollouts=R, purpose="amortize", retiring=True)
+        rollouts = draw(experiment, reference, prompts, rows, rollouts=R, purpose="amortize")
         (rewards_BR,), _ = score_rollouts(experiment, rollouts, [prompts.texts[i] for i in rows], [reward], "amortize")
         calls.append(rewards_BR)
     return np.concatenate(calls)[:P]

@@ -33,14 +33,21 @@ def architecture(config, vocab_size):
 
 
 def from_folder(folder, key, **how):
-    """The `TransformerConfig` of a Hugging Face folder of a text model. Raises ValueError naming `key` and the folder."""
+    """The `TransformerConfig` of a Hugging Face folder. Raises ValueError naming `key` and the folder."""
     try:
         if importlib.util.find_spec("safetensors") is None:
             raise ValueError("it needs the safetensors package; install infalign-jax[hf]")
-        values = hf.read_config(folder)
-        if hf_config.text_config(values) is not values:
-            raise ValueError("it is a model of text and images; only text models can be aligned and saved")
-        return hf_config.from_hf(values, **how)
-    except (ValueError, KeyError) as error:
-        what = f"config.json has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{key} is {str(folder)!r}: {what}") from error
+        return hf_config.from_hf(hf.read_config(folder), **how)
+    except ValueError as error:
+        raise ValueError(f"{key} is {str(folder)!r}: {error}") from error
+
+
+def check_weights(folder, key, *, reward_head=False):
+    """Looks at the headers of a folder's weights, so that what is missing is said before anything is trained.
+
+    Raises ValueError naming `key`, the folder and the file or tensor.
+    """
+    try:
+        hf.load_shapes(folder, reward_head=reward_head)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error

@@ -42,9 +42,7 @@ def make_step(experiment, variables, reward, prompts):
     rollouts_per_prompt = config.calibrate.rollouts + config.calibrate.held_out
 
     def step(rows):
-        rollouts = draw(
-            experiment, variables, prompts, rows, rollouts=rollouts_per_prompt, purpose="calibrate", retiring=True
-        )
+        rollouts = draw(experiment, variables, prompts, rows, rollouts=rollouts_per_prompt, purpose="calibrate")
         texts = [prompts.texts[i] for i in rows]
         (rewards_BR,), ended_BR = score_rollouts(experiment, rollouts, texts, [reward], "calibrate")
         return rewards_BR, ended_BR

@@ -47,7 +47,10 @@ def classifier_reward(spec, mesh, *, dialogues=None, **how):
         if template is None:
             return prompt + completion
         messages = [*(dialogues.get(prompt) or chat.messages_of(prompt)), chat.answer(completion)]
-        return chat.apply_chat_template(template, messages, add_generation_prompt=False)
+        try:
+            return chat.apply_chat_template(template, messages, add_generation_prompt=False)
+        except ValueError as error:
+            raise ValueError(f"reward {spec!r}, prompt {prompt[:80]!r}: {error}") from error
 
     def reward(prompts, completions):
         rows = [text(*pair) for pair in zip(prompts, completions, strict=True)]

@@ -1,5 +1,6 @@
 """What every stage starts from: the data, the tokeniser, the model and the mesh of one config."""
 
+import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from infalign_jax.models import config as model_config
 from infalign_jax.models import hf, transformer
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.sampling import retire, sampler
-from infalign_jax.stages.architecture import architecture
+from infalign_jax.stages.architecture import architecture, check_weights
+from infalign_jax.stages.classifier import PREFIX
 from infalign_jax.training import checkpoints
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training import workdir as workdirs
@@ -52,6 +54,11 @@ def open_experiment(config):
       ValueError: anything in the config or data that cannot work, named, before any compile.
     """
     workdir, mesh = epath.Path(config.workdir), meshes.make_mesh(config.mesh)
+    if config.model.path:
+        check_weights(config.model.path, "config.model.path")
+    for key in ("reward", "judge"):
+        if config[key].startswith(PREFIX):
+            check_weights(config[key].removeprefix(PREFIX), f"config.{key}", reward_head=True)
     options = {name: config.data[name] for name in datasets.options_of(config.data.name)}
     dataset = datasets.load(config.data.name, path=config.data.path, seed=config.seed, **options)
     _check_data(config, dataset)
@@ -165,22 +172,25 @@ def load_reference(experiment):
     return load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
 
 
-def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0, retiring=False):
+def lets_go(config):
+    """Whether `draw` lets go of rollouts that have ended, and so waits for those that have not: not worth it for a few tokens."""
+    return config.data.response_tokens > retire.STRETCH
+
+
+def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):
     """Rollouts of a policy for the prompts `index`: random bits depend on (seed, purpose, step, prompt, rollout) alone.
 
-    retiring: let go of rollouts that have ended before the longest has (one device only; the tokens are the same). It
-    pays where thousands are drawn, and costs more compilations.
-
     Returns:
-      `Rollouts`, leading axis `len(index)`; host arrays where some were let go.
+      `Rollouts`, leading axis `len(index)`, split over the mesh by prompt.
     """
-    config = experiment.config
+    config, mesh = experiment.config, experiment.mesh
     batch = meshes.put_batch(
-        experiment.mesh,
+        mesh,
         (prompts.tokens_PS[index], prompts.lengths_P[index], prompts.ids_P[index].astype(np.int32)),
     )
-    retiring = retiring and experiment.mesh.size == 1 and config.data.response_tokens > retire.STRETCH
-    return (retire.sample if retiring else sampler.sample)(
+    retiring = lets_go(config)
+    sample = functools.partial(retire.sample, fetch=meshes.fetch) if retiring else sampler.sample
+    drawn = sample(
         experiment.model,
         variables,
         *batch,
@@ -191,3 +201,4 @@ def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0, re
         eos_ids=hf.end_ids(config.model.path, experiment.tokenizer.eos_id),
         pad_id=experiment.tokenizer.pad_id,
     )
+    return meshes.put_batch(mesh, drawn) if retiring else drawn

@@ -70,7 +70,7 @@ def make_step(experiment, reference_variables, prompts, judges):
     P, M, size = len(prompts.texts), config.evaluate.samples, config.evaluate.prompts_per_call
 
     def one_call(variables, rows, purpose):
-        rollouts = draw(experiment, variables, prompts, rows, rollouts=M, purpose=purpose, retiring=True)
+        rollouts = draw(experiment, variables, prompts, rows, rollouts=M, purpose=purpose)
         encoded = meshes.put_batch(experiment.mesh, (prompts.tokens_PS[rows], prompts.lengths_P[rows]))
         kl_BM = sequence_kl(
             experiment.model, variables, reference_variables, *encoded, rollouts.tokens_BRC, rollouts.mask_BRC

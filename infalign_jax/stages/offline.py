@@ -186,7 +186,7 @@ def reference_rollouts(inputs):
     count, calls = K + config.calibrate.held_out, []
     for first in range(0, P, size):
         rows = np.arange(first, first + size) % P
-        rollouts = draw(experiment, inputs.reference, prompts, rows, rollouts=count, purpose="calibrate", retiring=True)
+        rollouts = draw(experiment, inputs.reference, prompts, rows, rollouts=count, purpose="calibrate")
         texts = [prompts.texts[i] for i in rows]
         (rewards_BR,), _ = score_rollouts(experiment, rollouts, texts, [inputs.reward], "reference rollouts")
         tokens_BRC, mask_BRC = fetch((rollouts.tokens_BRC, rollouts.mask_BRC))

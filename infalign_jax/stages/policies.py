@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax.models import hf_save, lora
+from infalign_jax.models import hf, hf_config, hf_save, lora
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.stages.experiment import load_policy_variables, variable_shardings
 from infalign_jax.training import checkpoints, workdir
@@ -88,8 +88,8 @@ def describe(experiment, folder):
 def export(experiment, reference, trained, folder):
     """Writes the policy as a Hugging Face folder `hf`, and its adapters as a PEFT folder `adapter`, under `folder`.
 
-    Only for models that came from a Hugging Face folder: the architecture of others has no name there. All processes of a
-    pod write; none holds the whole model.
+    Only for models that came from a Hugging Face folder: the architecture of others has no name there; and adapters only
+    where their base is a text model. All processes of a pod write; none holds the whole model.
     """
     source = experiment.config.model.path
     if not source:
@@ -98,7 +98,9 @@ def export(experiment, reference, trained, folder):
     with workdir.on_disk(folder / "hf") as place:
         hf_save.save(place, experiment.model, merged, source)
     adapters = meshes.fetch(trained) if "lora" in trained else {}
-    if adapters and jax.process_index() == 0:
+    values = hf.read_config(source)
+    sees_images = hf_config.text_config(values) is not values  # its layers have other names in PEFT than the text model's
+    if adapters and jax.process_index() == 0 and not (sees_images and experiment.config.sft.steps == 0):
         base = source if experiment.config.sft.steps == 0 else experiment.workdir / "sft" / "hf"
         with workdir.on_disk(folder / "adapter") as place:
             lora.save(place, experiment.model, adapters["lora"], os.path.abspath(base))

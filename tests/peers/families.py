@@ -10,7 +10,7 @@ def _rope(theta, **scaling):
     return {"rope_theta": theta, "rope_type": "default", **scaling}
 
 
-_SIZES = dict(
+SIZES = dict(
     vocab_size=99, hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     intermediate_size=40, max_position_embeddings=512, pad_token_id=0, eos_token_id=1, bos_token_id=2,
 )  # fmt: skip
@@ -41,7 +41,7 @@ def make(name, folder, *, kind="ForCausalLM", dtype=torch.float32, shard_size="5
     """Save a random model of a family, every parameter off its initial constant, and return it (eval mode)."""
     prefix, changes = FAMILIES[name]
     config_class = getattr(transformers, prefix + "Config")
-    config = config_class(**{**_SIZES, **changes, **extra}, attn_implementation="eager")
+    config = config_class(**{**SIZES, **changes, **extra}, attn_implementation="eager")
     torch.manual_seed(0)
     model = getattr(transformers, prefix.removesuffix("Text") + kind)(config)
     with torch.no_grad():

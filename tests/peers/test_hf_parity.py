@@ -11,9 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from infalign_jax.models import heads, hf, hf_save, transformer
+from infalign_jax.models import heads, hf, hf_save, presets, transformer
 from infalign_jax.sampling import sampler
-from tests.peers.families import FAMILIES, make
+from tests.peers.families import FAMILIES, SIZES, make
+from tests.test_models_hf_layout import published
 
 pytestmark = pytest.mark.peers
 _S = 40
@@ -22,7 +23,7 @@ _TOKENS = np.random.default_rng(0).integers(3, 99, size=(3, _S))
 _MASK = np.arange(_S) >= _S - _LENGTHS[:, None]
 
 
-def _their_logits(model, tokens=_TOKENS, mask=_MASK):
+def _their_logits(model, tokens=_TOKENS, mask=_MASK, head=None):
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
     with torch.no_grad():
         out = model(
@@ -30,7 +31,8 @@ def _their_logits(model, tokens=_TOKENS, mask=_MASK):
             attention_mask=torch.tensor(mask.astype(np.int64)),
             position_ids=torch.tensor(positions),
         )
-    return out.logits.float().numpy()
+        logits = out.logits if head is None else head(out.last_hidden_state)
+    return logits.float().numpy()
 
 
 def _our_logits(config, variables):
@@ -143,3 +145,72 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors does not exist"):
         hf.load(tmp_path)
+
+
+def test_the_text_part_of_a_model_that_sees_images(tmp_path):
+    """Gemma 3 of 4B and above: read beside its vision tower, saved as the text model alone."""
+    _, text = FAMILIES["gemma3"]
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    config = transformers.Gemma3Config(
+        text_config={**SIZES, **text}, vision_config=vision, mm_tokens_per_image=1, attn_implementation="eager"
+    )
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    config, variables = hf.load(tmp_path / "theirs")
+    expected = _their_logits(model.model.language_model, head=model.lm_head)
+    assert np.abs(_our_logits(config, variables) - expected)[_MASK].max() <= 2e-4 * np.abs(expected[_MASK]).max()
+    hf_save.save(tmp_path / "ours", config, variables, tmp_path / "theirs")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
+    assert type(again).__name__ == "Gemma3ForCausalLM"
+    np.testing.assert_allclose(_their_logits(again.eval()), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in presets.names() if n not in ("gemma3_4b", "gemma3_12b", "gemma3_27b")])
+def test_the_layouts_of_the_default_suite_are_theirs(name):
+    """Names and shapes of every tensor of a full-size model, made without memory by `transformers`."""
+    values, tensors = published(name)
+    config = transformers.AutoConfig.for_model(**values)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    theirs = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        theirs.pop("lm_head.weight")
+    assert theirs == tensors
+
+
+_RANDOM = [(family, seed) for family in ("gemma2", "gemma3", "llama", "qwen2", "qwen3") for seed in range(4)]
+
+
+@pytest.mark.parametrize(("family", "seed"), _RANDOM)
+def test_logits_of_random_shapes(family, seed, tmp_path):
+    """Sizes, windows, caps, bases and tying drawn at random, odd ones above all; lengths beyond every window."""
+    rng = np.random.default_rng([seed, *family.encode()])
+    pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
+    kv, group = pick(1, 1, 2, 3), pick(1, 2, 3, 5)
+    sizes = dict(
+        num_hidden_layers=int(rng.integers(1, 9)), num_key_value_heads=kv, num_attention_heads=kv * group,
+        hidden_size=kv * group * pick(5, 7, 8, 13), head_dim=2 * int(rng.integers(2, 14)), vocab_size=99,
+        intermediate_size=int(rng.integers(3, 60)), rms_norm_eps=pick(1e-6, 1e-5), tie_word_embeddings=bool(pick(0, 1)),
+    )  # fmt: skip
+    rope = {"rope_theta": float(pick(50.0, 10_000.0, 1_000_000.0)), "rope_type": "default"}
+    if family == "llama" and seed % 2:
+        rope |= dict(rope_type="llama3", factor=float(pick(8, 32)), low_freq_factor=1.0, high_freq_factor=4.0,
+                     original_max_position_embeddings=int(pick(16, 64)))  # fmt: skip
+    more = {"rope_parameters": rope}
+    if family.startswith("gemma"):
+        more = dict(query_pre_attn_scalar=int(rng.integers(3, 40)), sliding_window=int(rng.integers(1, 12)))
+    if family == "gemma2":
+        more |= dict(attn_logit_softcapping=pick(None, 1.5, 50.0), final_logit_softcapping=pick(None, 2.5, 30.0))
+    if family == "gemma3":
+        full = {"rope_theta": 10_000.0, **pick({"rope_type": "default"}, {"rope_type": "linear", "factor": 3.0})}
+        local = {"rope_theta": 100.0, "rope_type": "default"}
+        more |= dict(rope_parameters={"sliding_attention": local, "full_attention": full},
+                     layer_types=[pick("sliding_attention", "full_attention") for _ in range(sizes["num_hidden_layers"])])  # fmt: skip
+    if family.startswith("qwen") and seed % 2:
+        more |= dict(use_sliding_window=True, sliding_window=int(rng.integers(2, 12)),
+                     max_window_layers=int(rng.integers(0, sizes["num_hidden_layers"])))  # fmt: skip
+    model = make(family, tmp_path / "theirs", **sizes, **more)
+    config, variables = hf.load(tmp_path / "theirs")
+    expected = _their_logits(model)
+    assert np.abs(_our_logits(config, variables) - expected)[_MASK].max() <= 2e-4 * np.abs(expected[_MASK]).max()
