@@ -23,7 +23,7 @@ from tests.refusals import refused, resolved
 SOURCE = pathlib.Path(__file__).parent / "hf_reference" / "llama"
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CONFIGS = {  # what is changed in config.json -> words of the sentence
-    "hidden_size": (None, "config.json has hidden_size = None; it must be a positive whole number"),
+    "hidden_size": (None, "config.json has no hidden_size; it must be a positive whole number"),
     "hidden_size ": ("12", "config.json has hidden_size = '12'"),
     "num_attention_heads": (0, "config.json has num_attention_heads = 0"),
     "num_key_value_heads": (5, "num_kv_heads is 5; it must divide"),

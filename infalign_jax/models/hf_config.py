@@ -66,7 +66,9 @@ def from_hf(values: dict, **changes) -> TransformerConfig:
     if family not in _FAMILIES:
         raise ValueError(f"config.json has model_type {family!r}; supported are {', '.join(_FAMILIES)}")
     constants, defaults = _FAMILIES[family]
-    values = {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}
+    # null stands for the family's default, except of a soft cap, where it stands for none.
+    given = {key: value for key, value in values.items() if value is not None or key.endswith("_softcapping")}
+    values = {**defaults, **given}
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     for place in (values, rope, *(rope.values() if isinstance(rope, dict) else ())):
         for key, legal in _UNSUPPORTED.items():
