@@ -14,6 +14,7 @@ from infalign_jax.data import tokenizer as tokenizers
 from infalign_jax.data.tokenize import decode_completions, encode_prompts, encode_responses
 from infalign_jax.models import config as model_config
 from infalign_jax.models import hf, lora, transformer
+from infalign_jax.models.json_file import read_object
 from infalign_jax.sampling import retire
 from infalign_jax.sampling import stop as stops
 from infalign_jax.sampling.log_probs import token_log_probs
@@ -139,7 +140,7 @@ def load_policy(folder, **changes):
         where = (folder / card["tokenizer"]).resolve()  # an absolute path stands for itself
         variables = _read_variables(folder, config)
     elif (folder / lora.CONFIG_FILE).is_file():
-        base = hf.read_json(folder / lora.CONFIG_FILE).get("base_model_name_or_path")
+        base = read_object(folder / lora.CONFIG_FILE).get("base_model_name_or_path")
         if not base or not (epath.Path(base) / "config.json").is_file():
             raise ValueError(
                 f"{folder / lora.CONFIG_FILE} has base_model_name_or_path = {base!r}, which is no Hugging Face folder here"
@@ -148,7 +149,7 @@ def load_policy(folder, **changes):
         config, base = hf.load(where, **changes)
         config, adapters = lora.load(folder, config)
         variables = {**base, **adapters}
-    elif (folder / "config.json").is_file() and "model_type" in hf.read_json(folder / "config.json"):
+    elif (folder / "config.json").is_file() and "model_type" in read_object(folder / "config.json"):
         where, (config, variables) = folder, hf.load(folder, **changes)
     else:
         raise ValueError(

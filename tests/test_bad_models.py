@@ -23,7 +23,7 @@ from tests.refusals import refused, resolved
 SOURCE = pathlib.Path(__file__).parent / "hf_reference" / "llama"
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CONFIGS = {  # what is changed in config.json -> words of the sentence
-    "hidden_size": (None, "config.json has no hidden_size; it must be a positive whole number"),
+    "hidden_size": (None, "config.json has hidden_size = None; it must be a positive whole number"),
     "hidden_size ": ("12", "config.json has hidden_size = '12'"),
     "num_attention_heads": (0, "config.json has num_attention_heads = 0"),
     "num_key_value_heads": (5, "num_kv_heads is 5; it must divide"),
@@ -42,12 +42,12 @@ CONFIGS = {  # what is changed in config.json -> words of the sentence
     "quantization_config": ({"bits": 4}, "quantization_config = {'bits': 4}"),
     "layer_types": (["full_attention"], "layer_types = ['full_attention']; it must list the 2 layers"),
     "layer_types ": (["full_attention", "chunked_attention"], "layer_types ['chunked_attention']; supported are"),
-    "layer_types  ": (["full_attention", "sliding_attention"], "has no sliding_window; it must be a positive whole"),
+    "layer_types  ": (["full_attention", "sliding_attention"], "sliding_window = None; it must be a positive whole"),
     "rope_parameters": ("yarn", "rope_parameters = 'yarn'; it must be an object"),
     "rope_parameters ": ({"rope_type": "yarn", "factor": 4.0}, "rope type 'yarn'; supported are default, linear and llama3"),
-    "rope_parameters  ": ({"rope_type": "linear"}, "config.json has no factor; it must be a positive number"),
+    "rope_parameters  ": ({"rope_type": "linear"}, "config.json has factor = None; it must be a positive number"),
     "rope_parameters   ": ({**LLAMA3, "low_freq_factor": 0}, "low_freq_factor = 0; it must be a positive number"),
-    "rope_parameters    ": (LLAMA3, "has no original_max_position_embeddings"),
+    "rope_parameters    ": (LLAMA3, "original_max_position_embeddings = None"),
     "rope_parameters     ": ({"rope_theta": "big"}, "rope_theta = 'big'"),
     "rope_parameters      ": ({"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
 }  # fmt: skip
@@ -80,9 +80,9 @@ def text(name, words):
 NORM = "model.norm.weight"
 FILES = {  # what is done to the folder, given the path of its weights -> words of the sentence
     "config.json is no JSON": (text("config.json", "{"), "config.json is not valid JSON"),
-    "config.json is a list": (text("config.json", "[]"), "holds no policy|holds list instead of a JSON object"),
+    "config.json is a list": (text("config.json", "[]"), "holds a JSON list; it must be an object"),
     "no weights": (pathlib.Path.unlink, "model.safetensors does not exist"),
-    "weights cut short": (cut, "model.safetensors is damaged or cut short"),
+    "weights cut short": (cut, "model.safetensors is damaged"),
     "weights are a text": (lambda path: path.write_text("version https://git-lfs"), "model.safetensors is damaged"),
     "weights are empty": (lambda path: path.write_bytes(b""), "model.safetensors is damaged"),
     "integers": (rewrite(lambda t: {NORM: t[NORM].astype(np.int8)}), f"tensor {NORM} has dtype I8; supported are F32"),
@@ -98,7 +98,7 @@ FILES = {  # what is done to the folder, given the path of its weights -> words 
 }  # fmt: skip
 TOKENIZERS = {  # tokenizer_config.json -> words of the sentence
     "{": "tokenizer_config.json is not valid JSON",
-    "[1]": "tokenizer_config.json holds list instead of a JSON object",
+    "[1]": "tokenizer_config.json is not valid: it holds no JSON object but a list",
     "{}": "names no eos_token that the tokenizer knows",
     '{"eos_token": "<end>"}': "names no eos_token that the tokenizer knows",
     '{"eos_token": 1}': "tokenizer_config.json has eos_token = 1; it must be a string",
@@ -144,7 +144,7 @@ def test_damaged_folders(what, folder):
     act, words = FILES[what]
     act(folder / "model.safetensors")
     line = refused(lambda: load_policy(folder))
-    assert any(part in line for part in words.split("|")) and str(folder) in line
+    assert words in line and str(folder) in line
 
 
 @pytest.mark.parametrize("values", TOKENIZERS)

@@ -12,10 +12,10 @@ def read_config(data, name):
     """The JSON object in the bytes of a tokeniser's config file. Raises ValueError naming the file."""
     try:
         values = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
+        raise ValueError(f"{name} is not valid JSON: it holds no JSON object ({error})") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{name} holds {type(values).__name__} instead of a JSON object")
+        raise ValueError(f"{name} is not valid: it holds no JSON object but a {type(values).__name__}")
     return values
 
 

@@ -4,7 +4,6 @@ Tensors are read lazily and by slice, so a host touches only the bytes of its ow
 (extra `hf`).
 """
 
-import json
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.models import heads, hf_config, sharding, transformer
+from infalign_jax.models.json_file import read_object
 
 # Our path -> (their name, their axes). Axes carry our logical names; '*' joins two that are one axis there.
 _TENSORS = {
@@ -48,23 +48,12 @@ _PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # in f
 _DTYPES = ("F32", "BF16", "F16")
 
 
-def read_json(path) -> dict:
-    """The JSON object in a file of a folder. Raises ValueError naming the file where there is none in it."""
-    try:
-        values = json.loads(Path(path).read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__} instead of a JSON object")
-    return values
-
-
 def read_config(folder) -> dict:
-    """The parsed config.json of a folder; ValueError if there is none."""
+    """The parsed config.json of a folder; ValueError if there is none, or no JSON object in it."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist; a Hugging Face model folder has a config.json")
-    return read_json(path)
+    return read_object(path)
 
 
 def open_weights(path):
@@ -74,7 +63,7 @@ def open_weights(path):
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def end_ids(folder, eos_id: int) -> tuple[int, ...]:
@@ -83,7 +72,7 @@ def end_ids(folder, eos_id: int) -> tuple[int, ...]:
     Chat models end a turn with another token than a text.
     """
     path = Path(folder) / "generation_config.json"
-    more = read_json(path).get("eos_token_id") if path.is_file() else None
+    more = read_object(path).get("eos_token_id") if path.is_file() else None
     ids = [] if more is None else more if isinstance(more, list) else [more]
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int) or i < 0:
@@ -110,7 +99,7 @@ class _Folder:
     def _files(folder):
         if not (folder / INDEX).is_file():
             return ["model.safetensors"]
-        names = read_json(folder / INDEX).get("weight_map")
+        names = read_object(folder / INDEX).get("weight_map")
         if not isinstance(names, dict) or not names or not all(Path(str(n)).name == n for n in names.values()):
             raise ValueError(f"{folder / INDEX} has no weight_map from tensors to names of files in the folder")
         return sorted(set(names.values()))
@@ -145,6 +134,7 @@ def names(config, path):
 
 
 def their_axes(config, path):
+    """The axes of their matrix for our parameter at `path`: for each the names of our axes that it joins."""
     return [axis.split("*") for axis in _table(config)[path][1]]
 
 
@@ -186,8 +176,8 @@ def _check(source, config, shapes):
             raise ValueError(f"{source.path}: the folder has no tensor {name}, which its config.json calls for")
         found = source.slice(name)
         if tuple(found.get_shape()) != shape:
-            shapes = f"{tuple(found.get_shape())}; config.json calls for {shape}"
-            raise ValueError(f"{source.path}: tensor {name} has shape {shapes}")
+            both = f"{tuple(found.get_shape())}; config.json calls for {shape}"
+            raise ValueError(f"{source.path}: tensor {name} has shape {both}")
         if found.get_dtype() not in _DTYPES:
             legal = ", ".join(_DTYPES)
             raise ValueError(f"{source.path}: tensor {name} has dtype {found.get_dtype()}; supported are {legal}")

@@ -50,9 +50,8 @@ def _get(values, key, kind):
     """values[key], checked: a dict, a positive int or a positive float. ValueError names the key."""
     value, words = values.get(key), {dict: "an object", int: "a positive whole number", float: "a positive number"}
     legal = (int, float) if kind is float else kind
-    if not isinstance(value, legal) or isinstance(value, bool) or (kind is not dict and not value > 0):
-        found = f"has {key} = {value!r}" if key in values else f"has no {key}"
-        raise ValueError(f"config.json {found}; it must be {words[kind]}")
+    if not isinstance(value, legal) or isinstance(value, bool) or (kind is not dict and not 0 < value < float("inf")):
+        raise ValueError(f"config.json has {key} = {value!r}; it must be {words[kind]}")
     return kind(value)
 
 
@@ -63,7 +62,7 @@ def from_hf(values: dict, **changes) -> TransformerConfig:
     """
     values = text_config(values)
     family = values.get("model_type")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise ValueError(f"config.json has model_type {family!r}; supported are {', '.join(_FAMILIES)}")
     constants, defaults = _FAMILIES[family]
     # null stands for the family's default, except of a soft cap, where it stands for none.
@@ -113,11 +112,12 @@ def _layer_kinds(values):
     period = values.get("sliding_window_pattern") or values.get("_sliding_window_pattern") or values.get("period")
     if values.get("layer_types"):
         types = values["layer_types"]
-        if not isinstance(types, list) or len(types) != len(layers):
-            raise ValueError(f"config.json has layer_types = {types!r}; it must list the {len(layers)} layers")
-        unknown = sorted({str(kind) for kind in types} - set(_KINDS))
-        if unknown:
+        if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+            raise ValueError(f"config.json has layer_types = {types!r}; it must be a list of names")
+        if unknown := sorted(set(types) - set(_KINDS)):
             raise ValueError(f"config.json has layer_types {unknown}; supported are {', '.join(_KINDS)}")
+        if len(types) != len(layers):
+            raise ValueError(f"config.json has layer_types = {types!r}; it must list the {len(layers)} layers")
         kinds = tuple(_KINDS[kind] for kind in types)
     elif period:
         kinds = tuple("global" if (i + 1) % period == 0 else "local" for i in layers)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.models import hf, transformer
+from infalign_jax.models.json_file import read_object
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -125,7 +126,7 @@ def load(folder, config):
             raise ValueError(
                 f"{folder / name} does not exist; an adapter folder has both {CONFIG_FILE} and {WEIGHTS_FILE}"
             )
-    values, weights = hf.read_json(folder / CONFIG_FILE), hf.open_weights(folder / WEIGHTS_FILE)
+    values, weights = read_object(folder / CONFIG_FILE), hf.open_weights(folder / WEIGHTS_FILE)
     tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118  (not a dict)
     if values.get("peft_type") != "LORA":
         raise ValueError(f"{folder / CONFIG_FILE} has peft_type {values.get('peft_type')!r}; supported is 'LORA'")

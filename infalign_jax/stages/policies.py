@@ -99,7 +99,9 @@ def export(experiment, reference, trained, folder):
         hf_save.save(place, experiment.model, merged, source)
     adapters = meshes.fetch(trained) if "lora" in trained else {}
     values = hf.read_config(source)
-    sees_images = hf_config.text_config(values) is not values  # its layers have other names in PEFT than the text model's
+    sees_images = (
+        hf_config.text_config(values) is not values
+    )  # its layers have other names in PEFT than the text model's
     if adapters and jax.process_index() == 0 and not (sees_images and experiment.config.sft.steps == 0):
         base = source if experiment.config.sft.steps == 0 else experiment.workdir / "sft" / "hf"
         with workdir.on_disk(folder / "adapter") as place:
