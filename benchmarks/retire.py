@@ -3,9 +3,9 @@
     python benchmarks/retire.py [PROMPTS ROLLOUTS PROMPT_SLOTS MAX_TOKENS MEAN_LENGTH [DEVICES]]
 
 A random model of 5 million parameters finds all tokens about equally likely: with one in MEAN_LENGTH of them an end mark,
-lengths are geometric. Both must draw the same tokens. The row-steps of refilled slots (a prompt's rollouts drawn in R/4
-slots, each refilled as soon as it is free) are counted, not run. With several devices the prompts are split over them, on
-the CPU all of them its own; the first call of each function, which compiles, is reported apart.
+lengths are geometric. Both must draw the same tokens. Steps times rows are counted for 300 draws of such lengths: of what is
+built, and of what is not, refilled slots (a prompt's rollouts drawn in R/4 slots, each refilled as soon as it is free) and
+smaller rectangles of prompts and rollouts. With several devices (the CPU's own) the prompts are split over them.
 """
 
 import heapq
@@ -38,7 +38,38 @@ def refill_row_steps(lengths_BR, slots):
     return last * slots * len(lengths_BR)
 
 
+def let_go_row_steps(lengths_BR, prompts_too, programs):
+    """Steps times rows when rollouts are let go of, or prompts and rollouts; adds (slots, prompts, rollouts) to `programs`."""
+    (b, r), step, total = lengths_BR.shape, 0, 0
+    for end in [*range(retire.STRETCH, C, retire.STRETCH), C]:
+        programs.add((1 << (end - 1).bit_length(), b, r))
+        last = min(end, lengths_BR.max())
+        total, step = total + (last - step) * b * r, last
+        live_BR = lengths_BR > step
+        if not live_BR.any():
+            break
+        smaller = retire.halved(b, live_BR.any(1).sum()) if prompts_too else b, retire.halved(r, live_BR.sum(1).max())
+        if np.prod(smaller) < b * r > retire.FEW:
+            b, r = smaller
+    return total
+
+
+def count(draws=300):
+    """Prints row-steps of each way as parts of the plain sampler's, and the programs that they compile, for drawn lengths."""
+    rng, plain = np.random.default_rng(0), 0
+    totals, programs = {"refilled slots": 0, "rollouts": 0, "prompts and rollouts": 0}, {False: set(), True: set()}
+    for _ in range(draws):
+        lengths_BR = np.minimum(rng.geometric(1 / MEAN, (B, R)), C)
+        plain += lengths_BR.max() * B * R
+        totals["refilled slots"] += refill_row_steps(lengths_BR, max(R // 4, 1))
+        totals["rollouts"] += let_go_row_steps(lengths_BR, False, programs[False])
+        totals["prompts and rollouts"] += let_go_row_steps(lengths_BR, True, programs[True])
+    print("row-steps:", ", ".join(f"{name} {total / plain:.2f}" for name, total in totals.items()))
+    print(f"programs: rollouts {len(programs[False])}, prompts and rollouts {len(programs[True])}")
+
+
 def main():
+    count()
     jax.config.update("jax_num_cpu_devices", DEVICES)
     mesh = meshes.make_mesh({"data": DEVICES, "fsdp": 1, "tensor": 1})
     variables = jax.device_put(transformer.init(CONFIG, jax.random.key(0)), meshes.replicated(mesh))
@@ -63,12 +94,8 @@ def main():
             else:
                 compiling.append((one, two))
     plain, retiring = map(statistics.median, seconds.values())
-    lengths_BR = retired.mask_BRC.sum(-1)
-    steps = lengths_BR.max() * B * R
-    refilled, live = refill_row_steps(lengths_BR, max(R // 4, 1)) / steps, lengths_BR.sum() / steps
     print(f"CPU seconds: plain {plain:.2f}, retiring {retiring:.2f}")
     print("with compiling, six calls: plain {:.1f}, retiring {:.1f}".format(*np.sum(compiling, axis=0)))
-    print(f"row-steps as parts of the plain sampler's: rollouts that live {live:.2f}, refilled slots {refilled:.2f}")
 
 
 if __name__ == "__main__":

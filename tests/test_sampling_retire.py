@@ -47,7 +47,7 @@ def test_retiring_changes_no_token(rollouts, monkeypatch):
     """Rollouts of every prompt are let go of, or prompts where each has one."""
     sizes, keep = [], retire._keep
     monkeypatch.setattr(retire, "_keep", lambda *args: sizes.append([np.shape(x) for x in args[2:]]) or keep(*args))
-    monkeypatch.setattr(retire, "_FEW", 4)
+    monkeypatch.setattr(retire, "FEW", 4)
     plain = _draw(sampler.sample, rollouts=rollouts)
     _same(_draw(retire.sample, rollouts=rollouts), plain)
     lengths = plain.mask_BRC.sum(-1)

@@ -16,7 +16,7 @@ from infalign_jax.models.sharding import keep_batch_split
 from infalign_jax.sampling import sampler
 
 STRETCH = 16  # tokens between two looks
-_FEW = 8  # rows that cost hardly more than one
+FEW = 8  # rows that cost hardly more than one
 
 
 def _split(begun, state, like):
@@ -87,7 +87,7 @@ def _store(whole, here, rollouts):
         array[here] = part
 
 
-def _smaller(size, needed):
+def halved(size, needed):
     """The smallest of size, size/2, size/4, ... (rounded up) that is at least `needed`."""
     while size > 1 and -(-size // 2) >= needed:
         size = -(-size // 2)
@@ -102,8 +102,8 @@ def survivors(live_BR, one_device=True):
     B, R = live_BR.shape
     if R > 1 or not one_device:
         order_BR = np.argsort(~live_BR, axis=1, kind="stable")
-        return np.arange(B), order_BR[:, : _smaller(R, live_BR.sum(1).max())]
-    prompts_b = np.argsort(~live_BR[:, 0], kind="stable")[: _smaller(B, live_BR.sum())]
+        return np.arange(B), order_BR[:, : halved(R, live_BR.sum(1).max())]
+    prompts_b = np.argsort(~live_BR[:, 0], kind="stable")[: halved(B, live_BR.sum())]
     return prompts_b, np.zeros((len(prompts_b), 1), int)
 
 
@@ -135,7 +135,7 @@ def sample(
         if end == how.max_tokens or not live_BR.any():
             break
         prompts_b, rollouts_br = survivors(live_BR, one_device)
-        if rollouts_br.size < live_BR.size > _FEW:
+        if rollouts_br.size < live_BR.size > FEW:
             _store(whole, here, fetch(rollouts))
             moved = len(prompts_b) < len(live_BR)
             begun, state = _keep(begun, state, *((prompts_b, None) if moved else (None, rollouts_br)))
