@@ -338,6 +338,7 @@ def test_the_steps_compile_for_two_slices(tmp_path, steps):
         "--config.align.microbatches=2",
         "--config.model.embed_dim=128",
         "--config.model.remat=layer",
+        f"--config.model.attention={'splash' if steps == 'align' else 'xla'}",
         "--effort=-1",
         f"--steps={steps}",
     ]

@@ -192,8 +192,8 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_taken(process, fo
     statuses, outputs, _ = run(2, 1, faulty("kill", 0, 8, folder))
     assert saved(folder) == [3, 6], (statuses, outputs)
     place = folder / "align" / "raw" / "seed_0" / "checkpoints" / "6" / "default" / f"ocdbt.process_{process}" / "d"
-    for file in place.iterdir():
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for file in place.iterdir():  # values come first; the end may be an index that the whole checkpoint has anew
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 8])
     outputs = align(folder)
     assert any("checkpoints/6 cannot be read" in text for text in outputs), outputs
     assert_same(folder, whole)
