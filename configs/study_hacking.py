@@ -8,13 +8,15 @@ from configs import base
 def get_config():
     flawed = base.get_config()
     with flawed.unlocked():
+        flawed.data.prompt_tokens = 5
+        flawed.sft.batch_size, flawed.align.microbatches, flawed.align.kl_rate = 128, 4, 0.05
         flawed.reward = "infalign_jax.data.length_flaw:rambles_seed_{seed}"
         flawed.judge = "infalign_jax.data.length_flaw:brief_seed_{seed}"
     study = ConfigDict()
     study.tasks = ConfigDict({"rambling": flawed})
-    study.methods = ("raw", "raw_group_std", "ppo", "identity", "log", "exponential(10)")
-    study.kls = (0.1, 0.5, 1.0, 2.0, 4.0)  # a table of 64 rollouts cannot say more than 4.7 nats
-    study.seeds = (0, 1, 2)
+    study.methods = ("raw", "raw_group_std", "identity", "exponential(10)")
+    study.kls = (0.5, 1.0, 2.0, 4.0)  # a table of 64 rollouts cannot say more than 4.7 nats
+    study.seeds = (0, 1)
     study.procedures = ("standard", "best_of(4)", "worst_of(4)")
     study.learning_rates = (2e-3,)
     study.tune_kl = 0.5

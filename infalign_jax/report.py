@@ -5,7 +5,8 @@ import itertools
 import pathlib
 
 from infalign_jax.core import optimal, procedures, theory
-from infalign_jax.reporting import picture, study_figures, study_results, style
+from infalign_jax.reporting import picture, study_figures, study_results, study_tables
+from infalign_jax.stages import methods
 from infalign_jax.training import workdir
 
 PAGE = """infalign report DIR [DIR ...]
@@ -14,7 +15,7 @@ PAGE = """infalign report DIR [DIR ...]
   and seeds, paired differences, theoretical ceilings, the robustness matrix, the reward-hacking curve, cost, and every
   run with its state. Several DIRs are read as one study. Writes DIR/report/ of the first: report.md, *.png, *.json.
 """
-CEILINGS = ("standard", "best_of", "worst_of")  # procedures that theory has a certified or unique optimum for
+CEILINGS = ("standard", "best_of", "worst_of")  # procedures whose optimum is certified or unique
 
 
 def main(words):
@@ -42,7 +43,7 @@ def build(folders):
     kl = headline_kl(rows)
     data = {
         "win_rates": rows,
-        "differences": study_results.differences(found),
+        "differences": with_ceilings(study_results.differences(found), found, rows),
         "ceilings": ceilings(found, rows),
         "robustness": study_results.losses(rows, kl),
         "costs": study_results.costs(found),
@@ -53,7 +54,7 @@ def build(folders):
     folder = pathlib.Path(folders[0]) / "report"
     for name, value in data.items():
         workdir.write_json(folder / f"{name}.json", value)
-    pictures = study_figures.pictures(rows, data["robustness"], head)
+    pictures = study_figures.pictures(rows, data["robustness"], data["ceilings"], head, kl)
     picture.save(pictures, folder)
     path = folder / "report.md"
     path.write_text("\n\n".join(_page(data, pictures, head, kl)) + "\n", encoding="utf-8")
@@ -85,9 +86,42 @@ def ceilings(found, rows):
         gain = table[1] - table[0]
         keys = ("task", "method", "kl", "procedure", "win_rate", "low", "high")
         told = dict(zip(("identity", "optimum", "identity_table", "optimum_table"), (*exact, *table), strict=True))
-        share = (row["win_rate"] - table[0]) / gain if gain > 0.002 else None
-        made.append({**{key: row[key] for key in keys}, **told, "share_of_gain": share})
+        for name in ("win_rate", "low", "high"):
+            end = name.replace("win_rate", "of_gain")
+            told[f"share_{end}"] = (row[name] - table[0]) / gain if gain > 0.002 else None
+        made.append({**{key: row[key] for key in keys}, **told})
     return made
+
+
+def with_ceilings(differences, found, rows):
+    """The differences, each with the most that theory leaves for it: certified optimum minus the rival, tables of K.
+
+    The rival is taken as theory has it where it is a transform, else as measured: what no method could exceed if policies
+    followed their tilts exactly. Under the training reward only; elsewhere None.
+    """
+    measured = {(r["task"], r["method"], r["kl"], r["judge"], r["procedure"]): r["win_rate"] for r in rows}
+    made = []
+    for row in differences:
+        head, ceiling = row["procedure"].partition("(")[0], None
+        if row["judge"] == "train" and head in CEILINGS:
+            K = found[row["task"], row["method"], row["kl"]].cells[0]["calibration_rollouts"]
+            rival = row.get("is", row["baseline"])
+            own = _own_theory(rival, row["procedure"], row["kl"], K)
+            if own is None:
+                own = measured[row["task"], rival, row["kl"], "train", row["procedure"]]
+            ceiling = _theory(row["procedure"], row["kl"], K)[1] - own
+        made.append({**row, "ceiling": ceiling})
+    return made
+
+
+@functools.lru_cache(maxsize=512)
+def _own_theory(method, procedure, kl, calibration_samples):
+    """Win rate of the exact optimum of a transform; None for the other methods."""
+    if methods.is_baseline(method):
+        return None
+    law = procedures.from_name(procedure)
+    phi, beta = optimal.resolve(method, kl=kl, calibration_samples=calibration_samples)
+    return float(theory.win_rate(law, phi, beta, calibration_samples))
 
 
 @functools.lru_cache(maxsize=512)
@@ -114,126 +148,15 @@ def _page(data, pictures, head, kl):
         for made in pictures:
             if made.name.endswith(f"_{task}"):
                 yield f"![{made.title}]({made.name}.png)\n\n{made.caption}"
-        for judge, level in itertools.product(
-            *(dict.fromkeys(r[k] for r in mine["win_rates"]) for k in ("judge", "kl"))
-        ):
+        told = study_tables.target_table(mine["ceilings"], mine["differences"])
+        yield f"### {task}: transforms for the procedure they are made for, training reward\n\n{told}"
+        judges = ("train", "gold") if study_figures.judges_differ(mine["win_rates"]) else (head,)
+        for judge, level in itertools.product(judges, dict.fromkeys(row["kl"] for row in mine["win_rates"])):
             rows = [row for row in mine["win_rates"] if (row["judge"], row["kl"]) == (judge, level)]
-            yield f"### {task}: win rates at KL {level:g}, {judge} reward\n\n{_win_rate_table(rows)}"
-        yield f"### {task}: paired differences, {head} reward\n\n{_difference_table(mine['differences'], head)}"
-        yield f"### {task}: against theory, training reward\n\n{_ceiling_table(mine['ceilings'])}"
+            yield f"### {task}: win rates at KL {level:g}, {judge} reward\n\n{study_tables.win_rate_table(rows)}"
+        yield f"### {task}: paired differences, {head} reward\n\n{study_tables.difference_table(mine['differences'], head)}"
+        yield f"### {task}: against theory, training reward\n\n{study_tables.ceiling_table(mine['ceilings'])}"
         lost = [row for row in mine["robustness"] if row["judge"] == head]
-        yield f"### {task}: win rate lost to the best method at KL {kl:g}, {head} reward\n\n{_loss_table(lost)}"
-        yield f"### {task}: cost\n\n{_cost_table(mine['costs'])}"
-    yield f"## All runs\n\n{_run_table(data['runs'])}"
-
-
-def markdown(header, rows):
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _pivot(rows, cell):
-    """Methods down, procedures across."""
-    names = list(dict.fromkeys(row["procedure"] for row in rows))
-    found = {(row["method"], row["procedure"]): row for row in rows}
-    return names, [
-        [method, *(cell(found[method, name]) if (method, name) in found else "–" for name in names)]
-        for method in style.order(row["method"] for row in rows)
-    ]
-
-
-def _win_rate_table(rows):
-    names, table = _pivot(rows, lambda row: f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-    first = {row["method"]: row for row in rows}
-    marked = [
-        [f"{m}{'*' if first[m]['off_target'] else ''}", f"{first[m]['kl_measured']:.3f}", first[m]["seeds"], *cells]
-        for m, *cells in table
-    ]
-    return markdown(["method", "KL", "seeds", *names], marked)
-
-
-def _difference_table(rows, judge):
-    rows = [row for row in rows if row["judge"] == judge and row["baseline"] in ("identity", "best uncalibrated")]
-    table = [
-        [
-            f"{row['method']} − {row['baseline']}" + (f" ({row['is']})" if "is" in row else ""),
-            f"{row['kl']:g}",
-            row["procedure"],
-            row["seeds"],
-            f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-        ]
-        for row in rows
-    ]
-    return markdown(["difference", "KL", "procedure", "seeds", "value"], table)
-
-
-def _ceiling_table(rows):
-    table = [
-        [
-            row["method"],
-            f"{row['kl']:g}",
-            row["procedure"],
-            f"{row['win_rate']:.3f}",
-            f"{row['identity']:.3f} ({row['identity_table']:.3f})",
-            f"{row['optimum']:.3f} ({row['optimum_table']:.3f})",
-            "–" if row["share_of_gain"] is None else f"{100 * row['share_of_gain']:.0f} %",
-        ]
-        for row in rows
-    ]
-    header = [
-        "method",
-        "KL",
-        "procedure",
-        "measured",
-        "identity, theory (K)",
-        "optimum, theory (K)",
-        "share of the gain",
-    ]
-    return markdown(header, table)
-
-
-def _loss_table(rows):
-    names, table = _pivot(rows, lambda row: f"{row['loss']:.3f}")
-    return markdown(["method", *names], table)
-
-
-def _cost_table(rows):
-    table = [
-        [
-            row["method"],
-            row["cells"],
-            f"{row['calibration_rollouts']:.0f}",
-            f"{row['training_rollouts']:.0f}",
-            f"{row['calibration_seconds']:.1f}",
-            f"{row['training_seconds']:.1f}",
-            f"{100 * row['calibration_share']:.0f} %",
-            row["device"],
-        ]
-        for row in rows
-    ]
-    header = [
-        "method",
-        "cells",
-        "rollouts, table",
-        "rollouts, training",
-        "s, calibrate",
-        "s, train",
-        "calibration",
-        "device",
-    ]
-    return markdown(header, table)
-
-
-def _run_table(rows):
-    table = [
-        [
-            row["name"],
-            row["status"],
-            f"{row['kl_measured']:.3f}" if row["status"] == "done" else "–",
-            f"{row['learning_rate']:g}" if row["status"] == "done" else "–",
-            f"{row['seconds']['cell']:.0f}" if row["status"] == "done" else row["error"].replace("|", "/"),
-        ]
-        for row in sorted(rows, key=lambda row: row["name"])
-    ]
-    return markdown(["run", "status", "KL", "learning rate", "seconds, or what failed"], table)
+        yield f"### {task}: win rate lost to the best method at KL {kl:g}, {head} reward\n\n{study_tables.loss_table(lost)}"
+        yield f"### {task}: cost\n\n{study_tables.cost_table(mine['costs'])}"
+    yield f"## All runs\n\n{study_tables.run_table(data['runs'])}"

@@ -15,13 +15,15 @@ PAGE = """infalign study --config FILE --workdir DIR [--shard=I/N] [--retry] [--
 
   Runs every cell of a study that has no result yet: one method, trained on one task for one KL, with one seed of the
   whole pipeline (data, reference policy, calibration, training, evaluation). Cells of a task and seed share the stages
-  before align. Each leaves DIR/cells/NAME.json; `infalign report DIR` makes tables and figures of them.
+  before align. Each leaves DIR/cells/NAME.json; `infalign report DIR` makes tables and figures of them. All methods of
+  the first KL and seed come first, then the next seed, then the next KL: what has been run at any time is balanced.
+  The same command may be started several times at once: each takes cells that no other is at.
 
 flags
   --config FILE   a study, a Python file with get_config(), such as configs/study_quickstart.py; --config.kls=0.5,1 or
                   --config.tasks.hh.data.path=FOLDER change its keys
   --workdir DIR   where runs and results go; the same command goes on where it stopped
-  --shard=I/N     of N processes, one a device, this is number I (1 to N); give each the same DIR
+  --shard=I/N     only the I-th of N shares of the methods (1 to N): for folders without file locks, such as buckets
   --retry         runs cells again that failed
 """
 KEYS = ("tasks", "methods", "kls", "seeds", "procedures", "learning_rates", "tune_kl", "tune_seed")
@@ -86,6 +88,16 @@ def groups(study):
     return found
 
 
+def in_order(study, shares):
+    """The cells of some groups: searches first, then KL by KL, seed by seed, so that a study cut short is balanced."""
+    seeds, kls = list(study.seeds), list(study.kls)
+
+    def place(cell):
+        return (0, 0, 0) if cell.rate is not None else (1, kls.index(cell.kl), seeds.index(cell.seed))
+
+    return sorted(itertools.chain(*shares), key=place)
+
+
 def cell_config(study, cell, rate=None):
     """The recipe of a cell: the task's, with the cell's method, KL, seed and learning rate.
 
@@ -128,7 +140,9 @@ def check(study):
 
 
 def run(study, folder, share=(1, 1), retry=False):
-    """Runs the cells of a share of the study that have no result. Returns {name: error} of those that failed.
+    """Runs the cells of a share of the study that have no result, and waits for those that another process is at.
+
+    Returns {name: error} of those that failed.
 
     Raises:
       ValueError: `folder` holds another study.
@@ -138,25 +152,44 @@ def run(study, folder, share=(1, 1), retry=False):
 
     _same_study(study, folder / "study.json")
     compilation.use_cache()
-    mine, done = groups(study)[share[0] - 1 :: share[1]], 0
-    failed = {}
-    with Progress(sum(map(len, mine)), "study") as bar:
-        for cell in itertools.chain(*mine):
-            path = folder / "cells" / f"{cell.name}.json"
-            if not path.exists() or (retry and workdir.read_json(path)["status"] == "failed"):
-                workdir.write_json(path, attempt(study, cell, folder))
-            result = workdir.read_json(path)
-            if result["status"] == "failed":
-                failed[cell.name] = result["error"]
-            done += 1
-            bar.update(done, {"cell": cell.name, "failed": len(failed)})
+    mine = in_order(study, groups(study)[share[0] - 1 :: share[1]])
+    left, failed, before = mine, {}, None
+    with Progress(len(mine), "study") as bar:
+        while left:
+            todo, left = left, []
+            for cell in todo:
+                path, before = folder / "cells" / f"{cell.name}.json", _forget_programs(cell, before)
+                if not path.exists() or (retry and workdir.read_json(path)["status"] == "failed"):
+                    if (made := attempt(study, cell, folder)) is None:
+                        left.append(cell)  # to be looked at again, for the other process may be killed
+                        continue
+                    workdir.write_json(path, made)
+                if (result := workdir.read_json(path))["status"] == "failed":
+                    failed[cell.name] = result["error"]
+                bar.update(
+                    sum((folder / "cells" / f"{c.name}.json").exists() for c in mine),
+                    {"cell": cell.name, "failed": len(failed)},
+                )
+            if left == todo:
+                time.sleep(2)
     return failed
 
 
-def attempt(study, cell, folder):
-    """The result of a cell: what was measured, or what went wrong. An interruption is no result."""
+def _forget_programs(cell, before):
+    """Drops compiled programs where the next cells share few with the last ones: they would pile up over a grid."""
     import jax
 
+    here = cell.task, cell.kl, cell.seed
+    if before not in (None, here):
+        jax.clear_caches()
+    return here
+
+
+def attempt(study, cell, folder):
+    """The result of a cell: what was measured, or what went wrong. An interruption is no result.
+
+    None if another process is at it, or at the search for its learning rate.
+    """
     told = {**cell._asdict(), "name": cell.name}
     try:
         rate = cell.rate or chosen_rate(study, cell, folder)
@@ -164,24 +197,27 @@ def attempt(study, cell, folder):
         measured = run_cell(config, study.procedures, folder, cell)
         return {**told, "status": "done", "learning_rate": config.align.learning_rate, **measured}
     except Exception as error:
+        if _BUSY in str(error):
+            return None
         sentence = errors.sentence(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         return {**told, "status": "failed", "error": sentence}
-    finally:
-        jax.clear_caches()  # every cell has programs of its own
 
 
 def chosen_rate(study, cell, folder):
     """The learning rate whose tuning cell has the highest win rate, mean over procedures, under the training reward.
 
     Raises:
-      ValueError: there were tuning cells and all failed.
+      ValueError: there were tuning cells and all failed, or some have no result yet.
     """
     from infalign_jax.training import workdir
 
     tuned = next(g for g in groups(study) if g[0].task == cell.task and g[0].method == cell.method)
-    results = [workdir.read_json(folder / "cells" / f"{c.name}.json") for c in tuned if c.rate is not None]
-    if not results:
+    paths = [folder / "cells" / f"{c.name}.json" for c in tuned if c.rate is not None]
+    if not paths:
         return None
+    if not all(path.exists() for path in paths):
+        raise ValueError(f"the search for a learning rate of {cell.method} {_BUSY} another process")
+    results = [workdir.read_json(path) for path in paths]
     finished = [result for result in results if result["status"] == "done"]
     if not finished:
         raise ValueError(f"no learning rate of {cell.method} on {cell.task} could be tried: {results[0]['error']}")
@@ -195,43 +231,40 @@ def chosen_rate(study, cell, folder):
 
 def run_cell(config, procedures, folder, cell):
     """Trains and measures one cell in a workdir of its own that shares what comes before stage align."""
+    from infalign_jax.stages import align, settings
     from infalign_jax.stages import cell as cells
-    from infalign_jax.stages import settings
+    from infalign_jax.training import workdir
 
     base = folder / "runs" / f"{cell.task}-seed_{cell.seed}"
     root = folder / "runs" / cell.name
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     _prepare(settings.resolve(config, base))
     _link(base, root)
     config = settings.resolve(config, root)
-    _stages(config, ("align",))
-    # Learning rates are chosen on training prompts: the held-out ones are for the grid.
-    measured = cells.measure(config, procedures, "test" if cell.rate is None else "train")
-    return {**measured, "seconds": {**measured["seconds"], "cell": time.monotonic() - started}}
+    with workdir.claim(config.to_dict()):
+        align.run(config)
+        # Learning rates are chosen on training prompts: the held-out ones are for the grid.
+        measured = cells.measure(config, procedures, "test" if cell.rate is None else "train")
+    spent = {"cell": time.monotonic() - started, "cell_cpu": time.process_time() - worked}
+    return {**measured, "seconds": {**measured["seconds"], **spent}}
 
 
 def _prepare(config):
     """Runs what comes before stage align, or waits while another process does."""
-    from infalign_jax.stages import order
-
-    while any(order.missing(config, stage) for stage in SHARED):
-        try:
-            _stages(config, SHARED)
-        except ValueError as error:
-            if _BUSY not in str(error):
-                raise
-            time.sleep(2)
-
-
-def _stages(config, names):
     from infalign_jax import main as command
     from infalign_jax.stages import order
     from infalign_jax.training import workdir
 
-    with workdir.claim(config.to_dict()):
-        for name in names:
-            if order.missing(config, name):
-                importlib.import_module(command.STAGES[name]).run(config)
+    while any(order.missing(config, stage) for stage in SHARED):
+        try:
+            with workdir.claim(config.to_dict()):
+                for stage in SHARED:
+                    if order.missing(config, stage):
+                        importlib.import_module(command.STAGES[stage]).run(config)
+        except ValueError as error:
+            if _BUSY not in str(error):
+                raise
+            time.sleep(2)
 
 
 def _link(base, root):

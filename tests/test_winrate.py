@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from infalign_jax.core import bootstrap, procedures
+from infalign_jax.core import bootstrap, procedures, theory, transforms
 from infalign_jax.core.winrate import estimate_win_rate, exact_win_rate, paired_difference, win_rate_per_prompt
 
 PICK = {"best_of(3)": max, "worst_of(3)": min, "best_of(1)": max, "worst_of(2)": min}
@@ -26,6 +26,34 @@ def test_estimator_is_the_average_over_all_subsets(name):
     policy, reference = rng.integers(0, 5, (3, 7)), rng.integers(0, 4, (3, 5))
     expected = [brute_force(PICK[name], DRAWS[name], p, r) for p, r in zip(policy, reference, strict=True)]
     np.testing.assert_allclose(win_rate_per_prompt(procedures.from_name(name), policy, reference), expected, rtol=1e-12)
+
+
+def test_rewinding_is_the_average_over_all_orders_of_draws():
+    rng = np.random.default_rng(3)
+    policy, reference = rng.integers(0, 6, (2, 6)), rng.integers(0, 6, (2, 5))
+    threshold, tries = 0.55, 3
+
+    def results(samples, among):
+        u = {x: np.mean((among < x) + 0.5 * (among == x)) for x in samples}
+        orders = itertools.permutations(samples, tries)
+        return [next((x for x in order if u[x] > threshold), order[-1]) for order in orders]
+
+    expected = [
+        np.mean([(a > b) + 0.5 * (a == b) for a in results(p, r) for b in results(r, r)])
+        for p, r in zip(policy, reference, strict=True)
+    ]
+    found = win_rate_per_prompt(procedures.rewind_and_repeat(threshold, tries), policy, reference)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="only m = 2"):
+        win_rate_per_prompt(procedures.rewind_and_repeat(threshold, tries), policy[:, :2], reference)
+
+
+def test_rewinding_tends_to_its_law():
+    """Many samples of u with density 2u against Uniform, and what theory says of that density."""
+    procedure, m = procedures.rewind_and_repeat(0.7, 4), 20_001
+    levels = (np.arange(m) + 0.5) / m
+    expected = theory.win_rate(procedure, transforms.log(), 1.0)  # its optimum at beta 1 has the density 2u
+    np.testing.assert_allclose(win_rate_per_prompt(procedure, np.sqrt(levels), levels), expected, atol=2e-4)
 
 
 def finite_problem(rng, prompts=1, outcomes=6):

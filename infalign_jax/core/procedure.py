@@ -30,6 +30,8 @@ class Procedure:
       general: for laws that are no distortion, ``general(density_M, cdf_M, nodes) -> (cdf after, density after)``.
       general_derivative: its companion, ``(density_M, cdf_M, nodes) -> dW/df [M]``.
       breaks: points of (0,1) where the law has a jump or kink.
+      value_weights: ``value_weights(u_M) -> [M]`` of ascending calibrated rewards, for procedures that look at them:
+        what :meth:`rank_weights` is for the others.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Procedure:
     general: Callable | None = None
     general_derivative: Callable | None = None
     breaks: tuple = ()
+    value_weights: Callable | None = None
 
     @property
     def parts(self):

@@ -52,7 +52,15 @@ def rewind_and_repeat(threshold_quantile, max_tries):
         accepted_PM[:, -1] = True
         return np.argmax(accepted_PM, axis=1)
 
-    return Procedure(name, None, None, None, tries, select, None, None, law, derivative, (float(q),))
+    def value_weights(u_M):
+        if len(u_M) < tries:
+            raise ValueError(f"{name} needs n = {tries} samples per prompt, but only m = {len(u_M)} are there")
+        kept_M = u_M > q
+        below = int((~kept_M).sum())
+        failed = math.comb(below, tries) / math.comb(len(u_M), tries)
+        return np.where(kept_M, (1 - failed) / max(len(u_M) - below, 1), failed / max(below, 1))
+
+    return Procedure(name, None, None, None, tries, select, None, None, law, derivative, (float(q),), value_weights)
 
 
 def soft_best_of(n, temperature):

@@ -71,27 +71,41 @@ def win_rate_per_prompt(procedure, policy_rewards, reference_rewards):
         W = Σ_ij w_i w_j (1{r_i > r_j} + ½ 1{r_i = r_j}):
 
     the average of the win over all pairs of subsets, hence unbiased, with the least variance the samples allow. An
-    objective (`average_of`) gives the weighted mean of its parts' win rates.
+    objective (`average_of`) gives the weighted mean of its parts' win rates. `rewind_and_repeat` looks at calibrated
+    rewards, here the ranks among reference_rewards: consistent, as its threshold is estimated, but not unbiased.
     Raises ValueError for non-finite rewards, and (from the procedure) for fewer samples than one selection needs.
     """
     policy, reference = _finite("policy_rewards", policy_rewards), _finite("reference_rewards", reference_rewards)
     if policy.ndim < 1 or reference.ndim < 1:
         raise ValueError(f"rewards need a sample axis, got shapes {policy.shape} and {reference.shape}")
     # The last axis: parts of the procedure, one unless it is an average of several.
-    policy_ML = _weights(procedure, policy.shape[-1])
-    beaten_ML = np.pad(np.cumsum(_weights(procedure, reference.shape[-1]), 0), ((1, 0), (0, 0)))
+    policy_weights, reference_weights = (_weights(procedure, x.shape[-1]) for x in (policy, reference))
     share_L = np.array([weight for weight, _ in procedure.parts])
 
     def one_prompt(policy_M, reference_M):
         policy_M, reference_M = np.sort(policy_M), np.sort(reference_M)
+        beaten_ML = np.pad(np.cumsum(reference_weights(reference_M, reference_M), 0), ((1, 0), (0, 0)))
         below_ML, up_to_ML = (beaten_ML[np.searchsorted(reference_M, policy_M, side)] for side in ("left", "right"))
-        return np.sum(policy_ML * (below_ML + up_to_ML) / 2, 0) @ share_L
+        return np.sum(policy_weights(policy_M, reference_M) * (below_ML + up_to_ML) / 2, 0) @ share_L
 
     return np.vectorize(one_prompt, signature="(m),(l)->()", otypes=[np.float64])(policy, reference)
 
 
 def _weights(procedure, samples):
-    return np.stack([part.rank_weights(samples) for _, part in procedure.parts], -1)
+    """`(ascending rewards [M], ascending reference rewards) -> [M, L]`: with which probability each part returns each."""
+    by_rank = [None if part.value_weights else part.rank_weights(samples) for _, part in procedure.parts]
+
+    def weights(rewards_M, reference_M):
+        u_M = sum(np.searchsorted(reference_M, rewards_M, side) for side in ("left", "right")) / (2 * len(reference_M))
+        return np.stack(
+            [
+                w_M if w_M is not None else part.value_weights(u_M)
+                for w_M, (_, part) in zip(by_rank, procedure.parts, strict=True)
+            ],
+            -1,
+        )
+
+    return weights
 
 
 def estimate_win_rate(

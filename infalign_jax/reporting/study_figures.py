@@ -6,26 +6,53 @@ import numpy as np
 
 from infalign_jax.reporting import style
 from infalign_jax.reporting.picture import Panel, Picture
+from infalign_jax.reporting.study_results import is_uncalibrated
 
+COMPARED = ("best_of(4)", "best_of(16)", "worst_of(4)")  # procedures of the picture that compares all methods
 KL_LABEL = "KL from the reference (nats per sequence)"
 
 
-def pictures(rows, loss_rows, head):
+def pictures(rows, loss_rows, ceiling_rows, head, kl):
     """Every picture that the rows allow.
 
     Args:
       rows: of `study_results.win_rates`.
       loss_rows: of `study_results.losses`.
+      ceiling_rows: of `report.ceilings`.
       head: judge shown where one is shown: 'gold' if there is one.
+      kl: KL of the pictures that show one.
     """
     made = []
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task]
+        level = [row for row in mine if row["kl"] == kl and row["judge"] == head]
+        if any(row["procedure"] in COMPARED for row in level):
+            made.append(comparison(level, [row for row in ceiling_rows if row["task"] == task], task, head, kl))
         made.append(win_rate_against_kl(mine, task, head))
-        if _judges_differ(mine):
+        if judges_differ(mine):
             made.append(hacking(mine, task))
         made.append(robustness([row for row in loss_rows if row["task"] == task and row["judge"] == head], task))
     return made
+
+
+def comparison(rows, ceiling_rows, task, judge, kl):
+    """One panel a procedure: every method's win rate at one KL with its interval, and theory's identity and optimum."""
+    panels = []
+    for name in COMPARED:
+        mine = sorted(_of(rows, procedure=name), key=lambda row: row["win_rate"])
+        theory = next((row for row in ceiling_rows if row["procedure"] == name and row["kl"] == kl), None)
+        if mine:
+            draw = partial(_dots, rows=mine, theory=theory, title=name)
+            panels.append(Panel(draw, (4.6, 1.3 + 0.27 * len(mine))))
+    return Picture(
+        name=f"comparison_{task}",
+        title=f"{task}: win rate over the reference at a KL of {kl:g} nats, {judge} reward",
+        caption="Grey: methods that use rewards as they are; blue: ranks without a transform for the procedure (identity, pairs, "
+        "best-of-n data); orange: calibrated transforms. Bars: 95 % intervals over prompts and seeds of the whole pipeline. Lines: what "
+        "theory says of identity (dotted) and of the certified optimum (dashed) for tables of K rollouts.",
+        panels=panels,
+        columns=len(panels),
+    )
 
 
 def win_rate_against_kl(rows, task, judge):
@@ -83,7 +110,7 @@ def robustness(rows, task):
     )
 
 
-def _judges_differ(rows):
+def judges_differ(rows):
     """Whether there is a second judge that is not the training reward itself."""
     told = {}
     for row in rows:
@@ -93,6 +120,27 @@ def _judges_differ(rows):
 
 def _of(rows, **wanted):
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def _dots(axes, rows, theory, title):
+    for place, row in enumerate(rows):
+        color = style.LOOKS[_kind(row["method"])].color
+        axes.hlines(place, row["low"], row["high"], color=color, linewidth=2.4, alpha=0.45)
+        axes.plot([row["win_rate"]], [place], color=color, marker="o", markersize=6)
+    if theory is not None:
+        for key, line in (("identity_table", ":"), ("optimum_table", "--")):
+            axes.axvline(theory[key], color=style.MUTED, linestyle=line, linewidth=1.1)
+    axes.set_yticks(range(len(rows)), [style.label(row["method"]) for row in rows], fontsize=8.5)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_title(title)
+    axes.set_xlabel("win rate over the reference", fontsize=8)
+
+
+def _kind(method):
+    """The look of a method's kind: uncalibrated, by ranks alone, or a transform made for a procedure."""
+    if is_uncalibrated(method):
+        return "raw"
+    return "exponential+" if style.family(method).startswith(("exponential", "optimal", "log")) else "identity"
 
 
 def _curves(axes, rows, looks, title):

@@ -92,9 +92,9 @@ def win_rates(found):
 
 
 def differences(found):
-    """Paired differences of every calibrated transform to identity and to each uncalibrated baseline, and to the best one.
+    """Paired differences of every calibrated transform to identity, each exponential(t) and each uncalibrated baseline.
 
-    Seeds that both have count; prompts and seeds are paired. 'best uncalibrated' is the baseline with the highest mean at
+    And to the best of those baselines. Seeds that both have count; prompts and seeds are paired. 'best uncalibrated' is the baseline with the highest mean at
     that task, KL, judge and procedure: chosen on the same prompts, so in the baseline's favour.
     """
     rows = []
@@ -102,7 +102,7 @@ def differences(found):
         if is_uncalibrated(group.method):
             continue
         rivals = [g for g in found.values() if (g.task, g.kl) == (group.task, group.kl) and g.method != group.method]
-        rivals = [g for g in rivals if is_uncalibrated(g.method) or g.method == "identity"]
+        rivals = [g for g in rivals if is_uncalibrated(g.method) or g.method.startswith(("identity", "exponential"))]
         for judge, procedure in _measured(group):
             made = [_difference(group, rival, judge, procedure) for rival in rivals]
             made = [row for row in made if row is not None]

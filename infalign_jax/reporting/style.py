@@ -29,6 +29,7 @@ LOOKS = {
     "other1": Look("#882255", "#c2578f", "p"),
     "other2": Look("#4b3fa7", "#8f86e8", "h"),
 }
+MORE_MARKERS = ("<", ">", "*", "d", "H", "8")
 
 
 def family(method):
@@ -52,15 +53,22 @@ def order(methods):
 
 
 def looks(methods):
-    """{method: Look}: each method its own family's look, or the next free one when two methods share a family."""
+    """{method: Look}: each method its own family's look, or the next free one when two methods share a family.
+
+    Beyond as many methods as there are looks, colours are used again, with markers of their own.
+    """
     methods, taken = order(methods), {}
     for method in methods:
         if family(method) in LOOKS and family(method) not in taken.values():
             taken[method] = family(method)
-    for index, method in enumerate(method for method in methods if method not in taken):
-        free = [name for name in reversed(LOOKS) if name not in taken.values()]
-        taken[method] = free[0] if free else list(LOOKS)[index % len(LOOKS)]
-    return {method: LOOKS[taken[method]] for method in methods}
+    left = [method for method in methods if method not in taken]
+    free = [name for name in reversed(LOOKS) if name not in taken.values()]
+    taken |= dict(zip(left, free, strict=False))
+    found = {method: LOOKS[name] for method, name in taken.items()}
+    for index, method in enumerate(left[len(free) :]):
+        again = list(LOOKS.values())[index % len(LOOKS)]
+        found[method] = again._replace(marker=MORE_MARKERS[index % len(MORE_MARKERS)])
+    return {method: found[method] for method in methods}
 
 
 RC = {

@@ -23,7 +23,7 @@ def measure(config, names, split):
 
     Args:
       config: resolved, with one method and one training seed; stage align is done.
-      names: procedures that select by rank, as texts.
+      names: procedures that select among samples, as texts.
       split: 'test', or 'train' for as many of the training prompts as there are held-out ones.
 
     Returns:
