@@ -19,6 +19,7 @@ from infalign_jax.models.layers import Layer, RMSNorm
 from infalign_jax.models.sharding import keep_batch_split, keep_lookup_split
 
 _NO_WINDOW = 1 << 30
+_FEW_LAYERS = 2  # so many are not worth a loop, which stacks and copies what the backward pass needs
 _CHECKPOINT_POLICIES = {
     "layer": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -83,7 +84,7 @@ def unembed(config, variables, hidden):
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unroll=1):
+def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unroll=None):
     """All layers over tokens X of each prompt -> (x_BXD, cache).
 
     `attend(cache, layer, window, q, k, v) -> (out, cache)`; `cache` travels in the carry, so that a decode step writes
@@ -102,6 +103,8 @@ def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unr
         )
         return carry, None
 
+    if unroll is None:
+        unroll = config.num_layers if config.num_layers <= _FEW_LAYERS and config.remat == "none" else 1
     if config.remat != "none":
         body = jax.checkpoint(body, policy=_CHECKPOINT_POLICIES[config.remat], prevent_cse=False)
     stacked = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
@@ -172,7 +175,7 @@ def prefill(config, variables, prompt_tokens_BS, prompt_lengths_B):
 
 
 def decode(
-    config, variables, tokens_BR, step, prompt_lengths_B, prompt_cache, completion_cache, *, slots=None, unroll=1
+    config, variables, tokens_BR, step, prompt_lengths_B, prompt_cache, completion_cache, *, slots=None, unroll=None
 ):
     """Read token number `step` of each rollout -> (hidden `[B, R, D]` that predicts the next, the cache with it added).
 

@@ -21,7 +21,7 @@ def small(config):
 
     with config.unlocked():
         config.mesh.data, config.mesh.fsdp = -1, FSDP
-        config.align.prompts_per_step, config.align.rollouts = PROMPTS, 2
+        config.align.prompts_per_step, config.align.rollouts, config.align.microbatches = PROMPTS, 2, 1
         config.data.prompt_tokens = config.data.response_tokens = 32
     sizes = dict(vocab_size=4096, num_layers=4, embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=2048)
     return config, model_config.from_dict({**sizes, "dtype": "bfloat16", "remat": "layer"})
