@@ -108,6 +108,7 @@ def get_config():
     config.align = ConfigDict()
     config.align.methods = ("raw", "raw_group_std", "identity", "exponential(10)", "exponential(-5)")  # compared by `run`
     config.align.seeds = (0,)  # training seeds; every method is trained once with each, results pool prompts and seeds
+    config.align.at_once = 1  # methods (and seeds) trained and measured at the same time, by threads of one process; on CPUs 2 and more keep cores busy
     config.align.steps = 140
     config.align.prompts_per_step = 64  # B
     config.align.microbatches = 1  # parts of a step's prompts whose gradients are summed one after the other; divides B

@@ -19,6 +19,7 @@ from infalign_jax.sampling.log_probs import token_log_probs, token_statistics
 from infalign_jax.stages import align
 from infalign_jax.stages.scores import method_shaping
 from infalign_jax.training.state import adam, init_state
+from tests.compilations import Compilations
 
 B, R, S, C, K = 2, 4, 16, 2, 8
 MODEL = TransformerConfig(
@@ -128,23 +129,6 @@ def test_logits_of_a_large_vocabulary_are_never_all_there():
     assert wide_temporaries(statistics=False) <= 1.1 * 322 * MIB < head + all_logits / 8
     assert wide_temporaries(statistics=True) <= 1.1 * 580 * MIB < 700 * MIB
     assert wide_temporaries(statistics=False, chunk=WIDE_T) > all_logits  # what is measured does see them
-
-
-class Compilations:
-    """Counts what XLA compiles while it is entered."""
-
-    EVENT = "/jax/core/compile/backend_compile_duration"
-
-    def __enter__(self):
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self.listen)
-        return self
-
-    def listen(self, event, duration, **_):
-        self.count += event == self.EVENT
-
-    def __exit__(self, *_):
-        jax.monitoring.unregister_event_duration_listener(self.listen)
 
 
 def test_the_step_of_alignment_compiles_once():

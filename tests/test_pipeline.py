@@ -20,6 +20,7 @@ from infalign_jax.core.winrate import win_rate_per_prompt
 from infalign_jax.stages import align, calibrate, experiment, settings
 from infalign_jax.training import workdir
 from tests import tiny
+from tests.compilations import Compilations
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -29,14 +30,28 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A workdir in which every stage has run, learned reward and gold judge."""
+def ran(tmp_path_factory):
+    """A workdir in which every stage has run, learned reward and gold judge, and what was compiled meanwhile."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny.get_config()
     with config.unlocked():
         config.reward = "learned"
-    main.run("run", config, folder)
-    return folder
+    with Compilations() as compilations:
+        main.run("run", config, folder)
+    return folder, compilations.names
+
+
+@pytest.fixture(scope="module")
+def finished(ran):
+    return ran[0]
+
+
+def test_no_step_compiles_twice(ran):
+    """In a whole run: a step's own state comes back to it, both methods share a step, and a stage's calls have one shape."""
+    names = ran[1]
+    assert names["step"] == 3  # sft, reward model, align
+    assert names["_sample"] == 3  # calibrate, align, evaluate
+    assert names["sequence_kl"] == names["_mix"] == 1
 
 
 def test_results_have_every_row_and_make_sense(finished):

@@ -48,6 +48,7 @@ BAD = {  # key: (words of the message, illegal values)
     "calibrate.tails": ("'flat'", ("gaussian", None)),
     "align.methods": ("one or more different values", ((), ("raw", "raw"), "raw", (3,), (["raw"],), None, ("",), ({},))),
     "align.rollouts": ("integer of at least 2", (1, 0, 4.0)),
+    "align.at_once": COUNTS,
     "align.decay": ("at most 1", (-0.1, 1.5, NAN)),
     "align.target_kl": ("finite number above 0", (0.0, -0.5, NAN, INF)),
     "align.kl_margin": ("at most 2", (0.1, 3.0)),

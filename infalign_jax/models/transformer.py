@@ -18,6 +18,7 @@ from infalign_jax.models.cache import Cache, empty_completion_cache  # noqa: F40
 from infalign_jax.models.layers import Layer, RMSNorm
 
 _NO_WINDOW = 1 << 30
+_FEW_LAYERS = 2  # so many are not worth a loop, which stacks and copies what the backward pass needs
 _CHECKPOINT_POLICIES = {
     "layer": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -75,17 +76,19 @@ def _final_norm(config, variables, x):
 
 def unembed(config, variables, hidden):
     """Logits, float32 `[..., V]`, of hidden states `[..., D]`, soft-capped if the model is."""
-    params, hidden = variables["params"], hidden.astype(jnp.dtype(config.dtype))
+    params, rows = variables["params"], hidden.astype(jnp.dtype(config.dtype)).reshape(-1, hidden.shape[-1])
     if config.tied_embeddings:
-        kernel, equation = params["embed"]["embedding"], "...d,vd->...v"
+        kernel, equation = params["embed"]["embedding"], "td,vd->tv"
     else:
-        kernel, equation = params["unembed"]["kernel"], "...d,dv->...v"
-    logits = jnp.einsum(equation, hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        kernel, equation = params["unembed"]["kernel"], "td,dv->tv"
+    # Rows of one matrix, as in `Layer`: with more axes, CPUs copy all logits into another order for the head's gradient.
+    logits = jnp.einsum(equation, rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
+    logits = logits.reshape(*hidden.shape[:-1], -1)
     cap = config.logit_soft_cap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unroll=1, **place):
+def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unroll=None, **place):
     """All layers over tokens X of each prompt -> (x_BXD, cache).
 
     `attend(cache, layer, window, q, k, v) -> (out, cache)`; `cache` travels in the carry, so that a decode step writes
@@ -104,6 +107,8 @@ def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unr
         )
         return carry, None
 
+    if unroll is None:
+        unroll = config.num_layers if config.num_layers <= _FEW_LAYERS and config.remat == "none" else 1
     if config.remat != "none":
         body = jax.checkpoint(body, policy=_CHECKPOINT_POLICIES[config.remat], prevent_cse=False)
     stacked = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
@@ -174,7 +179,7 @@ def prefill(config, variables, prompt_tokens_BS, prompt_lengths_B):
 
 
 def decode(
-    config, variables, tokens_BR, step, prompt_lengths_B, prompt_cache, completion_cache, *, slots=None, unroll=1
+    config, variables, tokens_BR, step, prompt_lengths_B, prompt_cache, completion_cache, *, slots=None, unroll=None
 ):
     """Read token number `step` of each rollout -> (hidden `[B, R, D]` that predicts the next, the cache with it added).
 

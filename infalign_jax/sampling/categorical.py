@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.extend.random import threefry_2x32
 
 
 def _pick(weights, uniform):
@@ -44,14 +45,14 @@ def draw(logits, uniforms):
 def uniforms(key, row_ids_B, rollouts: int, slots: int):
     """Two uniforms in [0, 1) for every token to be drawn, `[C, B, R, 2]`.
 
-    Each pair is a function of (key, row id, rollout number, slot) and of nothing else.
+    Each pair is a function of (key, row id, rollout number, slot) and of nothing else: the row's key folded once more
+    with the two numbers, as one block of the cipher.
     """
+    slot_CR, rollout_CR = jnp.meshgrid(jnp.arange(slots), jnp.arange(rollouts), indexing="ij")
+    numbers = jnp.concatenate([rollout_CR.ravel(), slot_CR.ravel()]).astype(jnp.uint32)
 
-    fold = jax.random.fold_in
+    def of_row(row):
+        bits = threefry_2x32(jax.random.key_data(jax.random.fold_in(key, row)), numbers)
+        return (bits >> 8).astype(jnp.float32).reshape(2, slots, rollouts) * 2.0**-24
 
-    def pair(slot, row, rollout):
-        return jax.random.uniform(fold(fold(fold(key, row), rollout), slot), (2,))
-
-    over_rollouts = jax.vmap(pair, (None, None, 0))
-    over_rows = jax.vmap(over_rollouts, (None, 0, None))
-    return jax.vmap(over_rows, (0, None, None))(jnp.arange(slots), row_ids_B, jnp.arange(rollouts))
+    return jnp.moveaxis(jax.vmap(of_row)(row_ids_B), (0, 1), (1, 3))

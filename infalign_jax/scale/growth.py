@@ -30,7 +30,7 @@ def small(sizes, prompts, dtype, **mesh):
     config = recipe.load(ROOT / "configs" / "quickstart.py").copy_and_resolve_references()
     with config.unlocked():
         config.mesh.update(mesh)
-        config.align.prompts_per_step, config.align.rollouts = prompts, 2
+        config.align.prompts_per_step, config.align.rollouts, config.align.microbatches = prompts, 2, 1
         config.data.prompt_tokens = config.data.response_tokens = 32
     return config, model_config.from_dict({**sizes, "dtype": dtype})
 

@@ -36,6 +36,7 @@ from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.accumulation import accumulate
 from infalign_jax.training.loop import restore_or, train
 from infalign_jax.training.mesh import put_batch, replicated
+from infalign_jax.training.side_by_side import side_by_side
 from infalign_jax.training.state import adam, apply_gradients, constant_then_linear, init_state, state_shardings
 from infalign_jax.training.stopwatch import Stopwatch
 
@@ -155,11 +156,12 @@ def run(config):
         optimizer,
         step,
     )
-    return {
-        (method, seed): _align(inputs, method, seed, method_folder(experiment.workdir, method, seed))
-        for method in section.methods
-        for seed in section.seeds
-    }
+    runs = [(method, seed) for method in section.methods for seed in section.seeds]
+
+    def one(run):
+        return _align(inputs, *run, method_folder(experiment.workdir, *run))
+
+    return dict(zip(runs, side_by_side(one, runs, section.at_once), strict=True))
 
 
 class Trainer(NamedTuple):

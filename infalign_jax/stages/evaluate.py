@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import itertools
 import platform
 import time
 
@@ -22,6 +23,7 @@ from infalign_jax.stages.policies import interpolate, load_trained
 from infalign_jax.stages.reward import open_reward
 from infalign_jax.training import preemption, workdir
 from infalign_jax.training.distributed import is_first
+from infalign_jax.training.side_by_side import side_by_side
 
 
 def run(config):
@@ -39,22 +41,32 @@ def run(config):
     step = make_step(experiment, reference, prompts, open_judges(experiment))
     base = step(reference, "evaluate/reference", 0.0)
     start = step(reference, "evaluate/policy", 0.0)  # every curve begins here: no KL, and a win rate of about one half
-    curves, runs = {}, [(method, seed) for method in config.align.methods for seed in config.align.seeds]
+    runs = [(method, seed) for method in config.align.methods for seed in config.align.seeds]
+    count = itertools.count(1)
     with Progress(len(runs), "evaluate", quiet=not is_first()) as bar:
-        for count, (method, seed) in enumerate(runs):
-            trained = load_trained(experiment, method_folder(experiment.workdir, method, seed) / "variables")
 
-            def measure(alpha, trained=trained):
+        def measure_run(run):
+            if preemption.noticed():
+                preemption.stop("evaluate, which begins anew")
+            trained = load_trained(experiment, method_folder(experiment.workdir, *run) / "variables")
+
+            def measure(alpha):
                 return step(interpolate(reference, trained, alpha), "evaluate/policy", alpha)
 
-            target = at_equal_kl(measure, config.align.target_kl, section.kl_tolerance)
-            curve = [start, *(measure(alpha) for alpha in section.curve), target]
-            curves.setdefault(method, []).append(curve)
-            if preemption.noticed() and count + 1 < len(runs):
-                preemption.stop("evaluate, which begins anew")
-            bar.update(count + 1, {"kl": target.kl_P.mean(), "weight": target.alpha})
+            between = [measure(alpha) for alpha in sorted(section.curve)]
+            target = at_equal_kl(measure, config.align.target_kl, section.kl_tolerance, between)
+            bar.update(next(count), {"kl": target.kl_P.mean(), "weight": target.alpha})
+            return [start, *between, target]
+
+        measured = side_by_side(measure_run, runs, config.align.at_once)
     # Per method the places of its curve, each measured once with every training seed; the last is the target KL.
-    curves = {method: [pool(seeds) for seeds in zip(*runs, strict=True)] for method, runs in curves.items()}
+    curves = {
+        method: [
+            pool(seeds)
+            for seeds in zip(*(c for c, run in zip(measured, runs, strict=True) if run[0] == method), strict=True)
+        ]
+        for method in config.align.methods
+    }
     table_size = config.calibrate.rollouts if config.calibrate.tails == "flat" else None
     files = {
         "results": _rows(config, {method: curve[-1:] for method, curve in curves.items()}, base, table_size),
@@ -84,6 +96,11 @@ def open_judges(experiment):
     if config.judge != "none":
         judges["gold"] = open_reward(experiment, config.judge, root / "judge")
     return judges
+
+
+def told(config, base):
+    """The judges whose rows are written: a second one that is the training reward itself is told once, as 'gold'."""
+    return [judge for judge in base.rewards if judge != "train" or config.judge != config.reward]
 
 
 def standard_error(values_SP):
@@ -116,8 +133,8 @@ def _rows(config, curves, base, table_size=None):
                 predicted = {"theory": theory_at(method, procedure, shared["kl"])}
                 if table_size is not None:
                     predicted["theory_table"] = theory_at(method, procedure, shared["kl"], table_size)
-                for judge, rewards_SPM in measurement.rewards.items():
-                    per_prompt = win_rate_per_prompt(procedure, rewards_SPM, base.rewards[judge])
+                for judge in told(config, base):
+                    per_prompt = win_rate_per_prompt(procedure, measurement.rewards[judge], base.rewards[judge])
                     value, low, high = bootstrap.mean_interval(per_prompt, seed=config.seed)
                     win = {"win_rate": value, "low": max(low, 0.0), "high": min(high, 1.0)}
                     # Theory is about the reward that was trained on; the gold judge may be the same one.
@@ -145,7 +162,7 @@ def _comparisons(config, curves, base):
     """Paired differences at the target KL between every two methods, prompt by prompt."""
     rows = []
     for kind, n, procedure in evaluated_procedures(config.evaluate):
-        for judge in base.rewards:
+        for judge in told(config, base):
             wins = {
                 method: win_rate_per_prompt(procedure, curve[-1].rewards[judge], base.rewards[judge])
                 for method, curve in curves.items()

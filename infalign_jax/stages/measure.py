@@ -93,7 +93,7 @@ def make_step(experiment, reference_variables, prompts, judges):
     return step
 
 
-def at_equal_kl(measure, target_kl, tolerance, tries=8):
+def at_equal_kl(measure, target_kl, tolerance, known=(), tries=8):
     """Interpolates (at most to MAX_ALPHA) until the measured KL is within `tolerance` of the target.
 
     KL grows about like a power of alpha, so the search is a secant in logarithms.
@@ -102,19 +102,28 @@ def at_equal_kl(measure, target_kl, tolerance, tries=8):
       measure: `alpha -> Measurement`.
       target_kl: nats per sequence.
       tolerance: relative.
-      tries: measurements at most.
+      known: measurements at other alphas > 0, ascending, from which the search goes on.
+      tries: further measurements at most.
 
     Returns:
       The measurement nearest the target.
     """
-    made, alpha, power = [], 1.0, 2.0
+    made = list(known)
     for _ in range(tries):
+        alpha = _next_alpha(made, target_kl)
         made.append(measure(alpha))
-        kl = max(float(made[-1].kl_P.mean()), 1e-9)
+        kl = float(made[-1].kl_P.mean())
         if abs(kl / target_kl - 1) <= tolerance or (alpha == MAX_ALPHA and kl < target_kl):
             break
-        if len(made) > 1:
-            before = max(float(made[-2].kl_P.mean()), 1e-9)
-            power = np.clip(np.log(kl / before) / np.log(alpha / made[-2].alpha), 0.5, 8.0)
-        alpha = float(min(alpha * (target_kl / kl) ** (1 / power), MAX_ALPHA))
     return min(made, key=lambda m: abs(float(m.kl_P.mean()) - target_kl))
+
+
+def _next_alpha(made, target_kl):
+    """Where the line through the last two measurements, in logarithms, has the target KL."""
+    if not made:
+        return 1.0
+    alphas, kls = np.array([(m.alpha, max(float(m.kl_P.mean()), 1e-9)) for m in made[-2:]]).T
+    power = 2.0
+    if len(made) > 1:
+        power = np.clip(np.diff(np.log(kls)) / np.diff(np.log(alphas)), 0.5, 8.0).item()
+    return float(min(alphas[-1] * (target_kl / kls[-1]) ** (1 / power), MAX_ALPHA))

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import threading
 import traceback
 
 import jax
@@ -35,9 +36,12 @@ def python_reward(spec):
     if not callable(function):
         raise ValueError(f"{spec!r} is {type(function).__name__}, not a function")
 
+    lock = threading.Lock()  # several runs may ask at the same time, and nobody said that it can bear that
+
     def reward(prompts, completions):
         try:
-            return function(prompts, completions)
+            with lock:
+                return function(prompts, completions)
         except Exception as error:
             raise ValueError(f"the reward {spec!r} raised {describe(error)}") from error
 

@@ -74,6 +74,7 @@ RULES = {
     "align": {
         "methods": tuple_of(text(1), least=1),
         "seeds": tuple_of(whole(0), least=1),
+        "at_once": whole(1),
         "steps": whole(1),
         "prompts_per_step": whole(1),
         "microbatches": whole(1),
