@@ -73,12 +73,14 @@ def _final_norm(config, variables, x):
 
 def unembed(config, variables, hidden):
     """Logits, float32 `[..., V]`, of hidden states `[..., D]`, soft-capped if the model is."""
-    params, hidden = variables["params"], hidden.astype(jnp.dtype(config.dtype))
+    params, rows = variables["params"], hidden.astype(jnp.dtype(config.dtype)).reshape(-1, hidden.shape[-1])
     if config.tied_embeddings:
-        kernel, equation = params["embed"]["embedding"], "...d,vd->...v"
+        kernel, equation = params["embed"]["embedding"], "td,vd->tv"
     else:
-        kernel, equation = params["unembed"]["kernel"], "...d,dv->...v"
-    logits = jnp.einsum(equation, hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        kernel, equation = params["unembed"]["kernel"], "td,dv->tv"
+    # Rows of one matrix, as in `Layer`: with more axes, CPUs copy all logits into another order for the head's gradient.
+    logits = jnp.einsum(equation, rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
+    logits = logits.reshape(*hidden.shape[:-1], -1)
     cap = config.logit_soft_cap
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
