@@ -1,9 +1,10 @@
 """Sides in turn, A B C A B C, each in a process of its own: what counts is the ratio within a round.
 
-    python -m benchmarks rollout|update|rl_step [--tunix PYTHON] [--trl PYTHON] [--shape NAME] [--rounds N] [--out FILE]
+    python -m benchmarks rollout|update|rl_step [--tunix PYTHON] [--trl PYTHON] [--shape NAME] [--rounds N] [--onto FILE] [--out FILE]
 
 PYTHON is the interpreter of an environment that benchmarks/peers.sh has made. Without one only our own time and its
-share of the machine's matmul limit are measured.
+share of the machine's matmul limit are measured. With --onto the rounds are added to those of the same shape in FILE, and
+its other shapes are kept, so that a machine has to be idle for minutes at a time only.
 """
 
 import json
@@ -112,16 +113,23 @@ def main(benchmark, words):
     parser.add_argument("--trl")
     parser.add_argument("--shape", choices=SHAPES[benchmark], action="append")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--onto")
     parser.add_argument("--out")
     chosen = parser.parse_args(words)
     pythons = {"limit": sys.executable, "ours": sys.executable, "tunix": chosen.tunix, "trl": chosen.trl}
     pythons = {side: python for side, python in pythons.items() if python}
-    rows = []
+    rows = {}
+    if chosen.onto and os.path.exists(chosen.onto):
+        with open(chosen.onto) as file:
+            rows = {row["shape"]: row for row in json.load(file)["rows"]}
     for name in chosen.shape or SHAPES[benchmark]:
         turns, versions = race(benchmark, name, pythons, chosen.rounds or SHAPES[benchmark][name].rounds)
-        rows.append({**summary(benchmark, name, turns), "turns": turns, "versions": versions})
-        print(line(rows[-1]), flush=True)
-    return {"rows": rows, "machine": machine()}, chosen.out
+        before = rows.get(name, {"turns": {}, "measured": []})
+        turns = {side: before["turns"].get(side, []) + turns[side] for side in turns}
+        measured = [*before["measured"], machine()]
+        rows[name] = {**summary(benchmark, name, turns), "turns": turns, "versions": versions, "measured": measured}
+        print(line(rows[name]), flush=True)
+    return {"rows": list(rows.values())}, chosen.out
 
 
 def machine():

@@ -29,12 +29,12 @@ class Shape(NamedTuple):
 SHAPES = {
     "rollout": {
         "64+64": Shape(32, 64, 64, 8, rounds=7),
-        "512+64": Shape(32, 512, 64, 8, rounds=3),
+        "512+64": Shape(32, 512, 64, 8, rounds=7),
         "128 a prompt": Shape(2, 64, 64, 128, rounds=7),
-        "mixed 512+64": Shape(32, 512, 64, 8, rounds=3, mixed=True),
+        "mixed 512+64": Shape(32, 512, 64, 8, rounds=7, mixed=True),
     },
-    "update": {"64+64": Shape(8, 64, 64, 8, rounds=7), "512+64": Shape(8, 512, 64, 8, rounds=3)},
-    "rl_step": {"64+64": Shape(8, 64, 64, 8, rounds=7), "512+64": Shape(8, 512, 64, 8, rounds=3)},
+    "update": {"64+64": Shape(8, 64, 64, 8, rounds=7), "512+64": Shape(8, 512, 64, 8, rounds=7)},
+    "rl_step": {"64+64": Shape(8, 64, 64, 8, rounds=7), "512+64": Shape(8, 512, 64, 8, rounds=7)},
 }
 
 

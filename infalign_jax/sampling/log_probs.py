@@ -55,6 +55,11 @@ def _chunk(config, variables, targets, chunk):
     return chunk_slots(targets.size // num_slots // devices, num_slots, config.vocab_size, budget)
 
 
+def _pick(x, targets):
+    """`x[..., targets]` along the last axis; as a masked sum, whose gradient is no scatter into an array of zeros."""
+    return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == targets[..., None], x, 0.0), axis=-1)
+
+
 def token_log_probs(config, variables, hidden, targets, *, chunk=None):
     """log π(target | context), float32 `[..., T]` in nats, of `targets [..., T]` given the `hidden [..., T, D]` before them.
 
@@ -66,8 +71,7 @@ def token_log_probs(config, variables, hidden, targets, *, chunk=None):
 
     def log_probs(variables, hidden, targets):
         logits = transformer.unembed(config, variables, hidden)
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return picked - jax.nn.logsumexp(logits, axis=-1)
+        return _pick(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
 
     def own(heads, hidden, targets):
         arrays = [(hidden, hidden.ndim - 2), (targets, targets.ndim - 1)]
@@ -89,8 +93,7 @@ def token_statistics(config, policy_variables, reference_variables, hidden, refe
         log_p = jax.nn.log_softmax(transformer.unembed(config, policy, hidden))
         log_q = jax.nn.log_softmax(transformer.unembed(config, reference, reference_hidden))
         p = jnp.exp(log_p)
-        pick = lambda x: jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]  # noqa: E731
-        return pick(log_p), pick(log_q), jnp.sum(p * (log_p - log_q), -1), -jnp.sum(p * log_p, -1)
+        return _pick(log_p, targets), _pick(log_q, targets), jnp.sum(p * (log_p - log_q), -1), -jnp.sum(p * log_p, -1)
 
     def own(heads, hidden, reference_hidden, targets):
         arrays = [(hidden, hidden.ndim - 2), (reference_hidden, hidden.ndim - 2), (targets, targets.ndim - 1)]
