@@ -38,7 +38,7 @@ def row_of(rewards, where):
 
 
 def from_mapping(mapping):
-    """{key: ascending float32 [K]} of a dict from prompts to reference rewards, in any order and of any number.
+    """{key: ascending float32 [K]} of a mapping from prompts to reference rewards, in any order and of any number.
 
     >>> {name: row.tolist() for name, row in from_mapping({"a": [2, 1], "b": [3]}).items()}
     {'a': [1.0, 2.0], 'b': [3.0]}
@@ -75,7 +75,9 @@ def cell(row, column, where):
 
 
 def numbers(value, column, where):
-    """A float64 array, of no axes for one number and of one for a list; CSV text is read as JSON.
+    """The value of a column as a float64 array, of no axes for one number and of one for a list; CSV text is read as JSON.
+
+    `where` is what the error begins with.
 
     Raises:
       ValueError: anything else, and numbers that are not finite.

@@ -54,6 +54,7 @@ BAD = {  # key: (words of the message, illegal values)
     "align.kl_rate": ("of at least 0", (-0.1, NAN)),
     "align.kl_warmup": ("integer of at least 0", (-1, 2.5)),
     "align.save_every": COUNTS,
+    "align.show_every": ("integer of at least 0", (-1, 1.5, None, "often")),
     "evaluate.samples": ("integer of at least 2", (1, 0, 16.0)),
     "evaluate.best_of": ("different values", ((0,), (-2,), (2.0,), (2, 2), 4, "4", ("4",))),
     "evaluate.curve": ("at most 1.1", ((0.0,), (1.2,), (NAN,), (0.5, 0.5), 0.5)),

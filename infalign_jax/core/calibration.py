@@ -36,6 +36,9 @@ def calibrate(rewards, reference_rewards, *, is_sorted=False, tails="flat", refe
 
     Raises ValueError for unknown tails, an empty table (or row), non-finite values, and rows that do not ascend though
     `is_sorted`. Traced values cannot be refused: the affected rewards (all of a row with a bad table) come out as NaN.
+
+    >>> calibrate([1.5, 2.0], [1.0, 2.0, 3.0, 4.0]).tolist()  # a tie counts half
+    [0.25, 0.375]
     """
     if tails not in QUANTILES:
         raise ValueError(f"tails must be one of {', '.join(QUANTILES)}, got {tails!r}")

@@ -113,6 +113,7 @@ def names(config, path):
 
 
 def their_axes(config, path):
+    """The axes of their matrix for our parameter at `path`: for each the names of our axes that it joins."""
     return [axis.split("*") for axis in _table(config)[path][1]]
 
 

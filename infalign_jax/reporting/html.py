@@ -12,18 +12,15 @@ from etils import epath
 from infalign_jax.reporting import figures, picture, records, style, tables
 from infalign_jax.reporting.progress import duration, number
 from infalign_jax.reporting.stylesheet import css
+from infalign_jax.reporting.visible import visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-# Marks that turn the direction of all that follows: shown by number.
-VISIBLE |= {code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 MOST_PROMPTS_OPEN = 6
 
 
 def text(value):
     """Any value as safe HTML text: markup escaped, control and direction marks visible, lone surrogates replaced."""
-    clean = str(value).encode("utf-8", "replace").decode().translate(VISIBLE)
-    return escape(clean, quote=True)
+    return escape(visible(value, keep="\n\t"), quote=True)
 
 
 def write_report(folder):

@@ -86,6 +86,7 @@ RULES = {
         "kl_rate": real(0),
         "kl_warmup": whole(0),
         "save_every": whole(1),
+        "show_every": whole(0),
         "keep": whole(1),
         "keep_best": whole(0),
     },
