@@ -91,8 +91,9 @@ def lines(rows):
 def split_names(text):
     """The names between the commas that stand outside brackets: 'log,optimal' but also 'optimal(randomized(a,b))'.
 
-    >>> split_names("log, average_of(best_of(1),best_of(2))")
-    ['log', 'average_of(best_of(1),best_of(2))']
+    Examples:
+      >>> split_names("log, average_of(best_of(1),best_of(2))")
+      ['log', 'average_of(best_of(1),best_of(2))']
     """
     names, depth = [""], 0
     for letter in text:

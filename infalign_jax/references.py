@@ -40,8 +40,9 @@ def row_of(rewards, where):
 def from_mapping(mapping):
     """{key: ascending float32 [K]} of a mapping from prompts to reference rewards, in any order and of any number.
 
-    >>> {name: row.tolist() for name, row in from_mapping({"a": [2, 1], "b": [3]}).items()}
-    {'a': [1.0, 2.0], 'b': [3.0]}
+    Examples:
+      >>> {name: row.tolist() for name, row in from_mapping({"a": [2, 1], "b": [3]}).items()}
+      {'a': [1.0, 2.0], 'b': [3.0]}
     """
     return {key(prompt): row_of(rewards, f"prompt {_short(prompt)}") for prompt, rewards in mapping.items()}
 

@@ -25,8 +25,9 @@ def mean_interval(values, *, seed=0, confidence=0.95, resamples=4000):
 
     Raises ValueError for fewer than two prompts, for non-finite values, or if `confidence` is not inside (0, 1).
 
-    >>> mean_interval([1.0, 1.0])
-    (1.0, 1.0, 1.0)
+    Examples:
+      >>> mean_interval([1.0, 1.0])
+      (1.0, 1.0, 1.0)
     """
     values_SP = np.atleast_2d(np.asarray(values, np.float64))
     if values_SP.ndim != 2 or values_SP.shape[1] < 2 or values_SP.shape[0] < 1:

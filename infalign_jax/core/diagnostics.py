@@ -166,8 +166,9 @@ def rollouts_needed(error, confidence=None):
     table and a reference response. With it: |Ĉ − C| ≤ error with at least that probability. Both take the error as
     normal with variance C (1 − C)/K, C uniform. Raises ValueError unless 0 < error < ½ and 0 < confidence < 1.
 
-    >>> rollouts_needed(0.05)
-    40
+    Examples:
+      >>> rollouts_needed(0.05)
+      40
     """
     if not 0 < error < 0.5:
         raise ValueError(f"error must lie between 0 and 0.5 (in units of u), got {error}")

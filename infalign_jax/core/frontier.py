@@ -35,9 +35,10 @@ def frontier(
     Raises:
       ValueError: an unknown name or a KL that is not positive.
 
-    >>> [row] = frontier("standard", ("log",), kls=(0.6363,))
-    >>> round(row["beta"], 3), round(row["win_rate"], 3)  # the best-of-4 policy against one draw
-    (0.333, 0.8)
+    Examples:
+      >>> [row] = frontier("standard", ("log",), kls=(0.6363,))
+      >>> round(row["beta"], 3), round(row["win_rate"], 3)  # the best-of-4 policy against one draw
+      (0.333, 0.8)
     """
     objective = procedures.from_name(procedure)
     rows = []

@@ -14,8 +14,9 @@ def parse(text, what="name"):
     Raises:
       ValueError: ``text`` is not a string of that form.
 
-    >>> parse("best_of(4)")
-    ('best_of', [4])
+    Examples:
+      >>> parse("best_of(4)")
+      ('best_of', [4])
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} must be a text such as 'best_of(4)' or 'exponential(10)', got {text!r}")

@@ -42,9 +42,10 @@ def generalized_advantages(rewards_BRC, values_BRC, mask_BRC, *, discount, decay
       advantages_BRC and targets_BRC = advantages + values, what the value should have been; both zero under mask 0, and
       without gradient.
 
-    >>> one = jnp.ones((1, 1, 2))
-    >>> [x.tolist() for x in generalized_advantages(one, 0 * one, one, discount=1.0, decay=1.0)]
-    [[[[2.0, 1.0]]], [[[2.0, 1.0]]]]
+    Examples:
+      >>> one = jnp.ones((1, 1, 2))
+      >>> [x.tolist() for x in generalized_advantages(one, 0 * one, one, discount=1.0, decay=1.0)]
+      [[[[2.0, 1.0]]], [[[2.0, 1.0]]]]
     """
     chex.assert_equal_shape([rewards_BRC, values_BRC, mask_BRC])
     rewards_BRC, values_BRC = (jnp.where(mask_BRC > 0, x, 0.0) for x in (rewards_BRC, values_BRC))

@@ -17,8 +17,9 @@ def standard():
 def best_of(n):
     """Draw n, keep the highest: ``g(x) = x**n``, convex; ``W = 1 - n int F^n v^(n-1) dv``.
 
-    >>> best_of(2).distortion(0.5)
-    0.25
+    Examples:
+      >>> best_of(2).distortion(0.5)
+      0.25
     """
     n = check_whole("n of best_of", n)
     return dataclasses.replace(order_statistic(n, n), name=f"best_of({n})")
@@ -27,8 +28,9 @@ def best_of(n):
 def worst_of(n):
     """Draw n, keep the lowest: ``g(x) = 1 - (1-x)**n``, concave: what an adversary with n tries (or an audit) sees.
 
-    >>> float(worst_of(2).distortion(0.5))
-    0.75
+    Examples:
+      >>> float(worst_of(2).distortion(0.5))
+      0.75
     """
     n = check_whole("n of worst_of", n)
     return dataclasses.replace(order_statistic(1, n), name=f"worst_of({n})")

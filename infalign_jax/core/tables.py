@@ -27,8 +27,9 @@ def make_table(rewards, mask_PK=None) -> Table:
     largest number of rollouts any prompt has. Host code.
     Raises ValueError for a prompt without rollouts or for a reward that is not finite in float32.
 
-    >>> make_table([[2.0, 1.0], [3.0]]).rewards_PK.tolist()
-    [[1.0, 2.0], [3.0, inf]]
+    Examples:
+      >>> make_table([[2.0, 1.0], [3.0]]).rewards_PK.tolist()
+      [[1.0, 2.0], [3.0, inf]]
     """
     rows = list(rewards)
     if mask_PK is not None:

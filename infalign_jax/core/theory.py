@@ -36,9 +36,10 @@ def kl(phi, beta, calibration_samples=None):
       beta: KL coefficient, > 0.
       calibration_samples: None for exact calibration, or K: the mean over tables of K fixed rollouts.
 
-    >>> from infalign_jax.core import transforms
-    >>> round(kl(transforms.log(), 1 / 3), 4)  # the best-of-4 policy: log 4 - 3/4
-    0.6363
+    Examples:
+      >>> from infalign_jax.core import transforms
+      >>> round(kl(transforms.log(), 1 / 3), 4)  # the best-of-4 policy: log 4 - 3/4
+      0.6363
     """
     if calibration_samples is not None:
         values = finite_table.cell_values(phi, calibration_samples)
@@ -64,9 +65,10 @@ def win_rate(objective, phi, beta, calibration_samples=None):
     Returns:
       W in [0,1]; ½ for a constant phi.
 
-    >>> from infalign_jax.core import procedures, transforms
-    >>> round(win_rate(procedures.standard(), transforms.log(), 1 / 3), 4)  # best of 4 against one draw
-    0.8
+    Examples:
+      >>> from infalign_jax.core import procedures, transforms
+      >>> round(win_rate(procedures.standard(), transforms.log(), 1 / 3), 4)  # best of 4 against one draw
+      0.8
     """
     if calibration_samples is not None:
         values = finite_table.cell_values(phi, calibration_samples)
@@ -99,9 +101,10 @@ def beta_for_kl(phi, kl, calibration_samples=None):
     Raises:
       ValueError: the target is not positive, or beyond what phi (or the table) can reach.
 
-    >>> from infalign_jax.core import transforms
-    >>> round(beta_for_kl(transforms.log(), 0.6363), 3)
-    0.333
+    Examples:
+      >>> from infalign_jax.core import transforms
+      >>> round(beta_for_kl(transforms.log(), 0.6363), 3)
+      0.333
     """
     from scipy import optimize
 

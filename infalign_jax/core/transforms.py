@@ -68,8 +68,9 @@ def exponential(t):
     Raises:
       ValueError: t is 0 or not finite (0 would make a constant).
 
-    >>> exponential(10).name, float(exponential(10)(0.0))
-    ('exponential(10)', 1.0)
+    Examples:
+      >>> exponential(10).name, float(exponential(10)(0.0))
+      ('exponential(10)', 1.0)
     """
     t = float(t)
     if not math.isfinite(t) or t == 0:
@@ -104,8 +105,9 @@ def standardize(phi):
     Raises:
       ValueError: phi has no finite mean and variance, or is constant.
 
-    >>> round(float(standardize(identity())(1.0)), 3)  # (u - 1/2) / sqrt(1/12)
-    1.732
+    Examples:
+      >>> round(float(standardize(identity())(1.0)), 3)  # (u - 1/2) / sqrt(1/12)
+      1.732
     """
     name = getattr(phi, "name", getattr(phi, "__name__", "custom"))
     if getattr(phi, "standard", None) is not None:
@@ -189,8 +191,9 @@ def from_name(name):
         table
         size and is made by ``optimal.resolve``.
 
-    >>> from_name("exponential(-5)")
-    <transform exponential(-5)>
+    Examples:
+      >>> from_name("exponential(-5)")
+      <transform exponential(-5)>
     """
     if isinstance(name, Transform):
         return name

@@ -64,8 +64,9 @@ def soft_best_of(n, temperature):
     Raises:
       ValueError: n is not a positive whole number, or the temperature is not in [0.01, inf).
 
-    >>> soft_best_of(4, 0.5).name
-    'soft_best_of(4,0.5)'
+    Examples:
+      >>> soft_best_of(4, 0.5).name
+      'soft_best_of(4,0.5)'
     """
     n = check_whole("n of soft_best_of", n)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0.01 <= temperature < math.inf:

@@ -35,9 +35,10 @@ def exact_win_rate(procedure, policy_probs, reference_probs, rewards):
     Raises ValueError for negative or non-finite probabilities, sums off 1 by more than 1e-5, non-finite rewards, and a
     procedure whose law is no distortion.
 
-    >>> from infalign_jax.core import procedures
-    >>> float(exact_win_rate(procedures.best_of(2), [0.0, 1.0], [0.5, 0.5], [0.0, 1.0]))  # 1/4 + 3/4 * 1/2
-    0.625
+    Examples:
+      >>> from infalign_jax.core import procedures
+      >>> float(exact_win_rate(procedures.best_of(2), [0.0, 1.0], [0.5, 0.5], [0.0, 1.0]))  # 1/4 + 3/4 * 1/2
+      0.625
     """
     policy, reference = _probabilities("policy_probs", policy_probs), _probabilities("reference_probs", reference_probs)
     policy, reference, rewards = np.broadcast_arrays(policy, reference, _finite("rewards", rewards))
@@ -109,9 +110,10 @@ def estimate_win_rate(
     (`bootstrap.mean_interval`). Every number lies in [0, 1]; the same `seed` gives the same interval. Raises ValueError for other shapes, one prompt only, non-finite rewards, or fewer samples
     than the procedure draws.
 
-    >>> from infalign_jax.core import procedures
-    >>> estimate_win_rate(procedures.standard(), [[1.0, 3.0], [1.0, 3.0]], [[2.0, 0.0], [2.0, 0.0]]).value
-    0.75
+    Examples:
+      >>> from infalign_jax.core import procedures
+      >>> estimate_win_rate(procedures.standard(), [[1.0, 3.0], [1.0, 3.0]], [[2.0, 0.0], [2.0, 0.0]]).value
+      0.75
     """
     _check_prompts(policy=policy_rewards_PM, reference=reference_rewards_PM)
     per_prompt = win_rate_per_prompt(procedure, policy_rewards_PM, reference_rewards_PM)

@@ -14,8 +14,9 @@ def visible(value, keep=""):
       value: anything.
       keep: control characters that stay, such as newlines.
 
-    >>> visible("a\\x1b[31m b")
-    'a␛[31m b'
+    Examples:
+      >>> visible("a\\x1b[31m b")
+      'a␛[31m b'
     """
     clean = str(value).encode("utf-8", "replace").decode()
     return clean.translate({code: mark for code, mark in (_CONTROL | _TURNS).items() if chr(code) not in keep})

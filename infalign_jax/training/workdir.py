@@ -165,7 +165,8 @@ def _lock(workdir):
         try:
             yield
         except BaseException as error:
-            ended = " ".join(str(error).split()) or type(error).__name__
+            interrupted = isinstance(error, KeyboardInterrupt)
+            ended = "interrupted" if interrupted else " ".join(str(error).split()) or type(error).__name__
             raise
         finally:
             with contextlib.suppress(OSError):  # the disk may be full: that is what is being reported
