@@ -139,6 +139,8 @@ def run(command, config, workdir):
     from infalign_jax.training import workdir as workdirs
 
     config = config.copy_and_resolve_references()
+    if "tasks" in config:
+        raise ValueError("--config names a study; run it with infalign study")
     with config.unlocked():
         config.amortize.enabled |= command == "amortize"  # to name an optional stage is to ask for it
         config.prefix_scorer.enabled |= command == "prefix-scorer"

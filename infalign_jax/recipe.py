@@ -118,7 +118,7 @@ def load(path):
         if not callable(getattr(module, "get_config", None)):
             raise ValueError("it has no function get_config()")
         config = module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"config file {path} cannot be used: {_describe(error, file)}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(

@@ -86,7 +86,7 @@ def numbers(value, column, where):
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{where}: {column!r} is {_short(value)}; it must be a number or a list of them") from None
     parts = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
     if not all(isinstance(part, (int, float, np.number)) and not isinstance(part, bool) for part in parts):

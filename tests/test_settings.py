@@ -44,7 +44,7 @@ BAD = {  # key: (words of the message, illegal values)
     "sampling.temperature": ("finite number above 0", (0.0, -1.0, NAN)),
     "sampling.truncated": ("'as_is'", ("drop", "")),
     "sampling.penalty": ("finite number of at least 0", (-0.5, INF)),
-    "calibrate.rollouts": COUNTS,
+    "calibrate.rollouts": ("integer of at least 1 and at most 4096", (*COUNTS[1], 4097, 10**9)),
     "calibrate.tails": ("'flat'", ("gaussian", None)),
     "align.methods": ("one or more different values", ((), ("raw", "raw"), "raw", (3,), (["raw"],), None, ("",), ({},))),
     "align.rollouts": ("integer of at least 2", (1, 0, 4.0)),

@@ -132,6 +132,8 @@ def beta_for_kl(phi, kl, calibration_samples=None):
         low -= 0.7
         if low < guess - 30:
             reached = divergence(math.exp(low))
+            if reached < 1e-12:
+                raise ValueError(f"kl = {target:g} is too small: float64 cannot tell it from 0")
             table = "" if calibration_samples is None else f" with a table of {calibration_samples} rollouts"
             raise ValueError(f"kl = {target:g} is out of reach of {name}{table}: its largest KL is {reached:.4g}")
     while divergence(math.exp(high)) > target:

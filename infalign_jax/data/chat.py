@@ -86,7 +86,10 @@ def find_template(path):
     path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
     config_file = folder / "tokenizer_config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{config_file} is not valid JSON: {error}") from error
     if path.is_file() and path.suffix != ".json":
         source = path.read_text(encoding="utf-8")
     elif (folder / "chat_template.jinja").is_file():

@@ -32,7 +32,10 @@ class HFTokenizer:
         self.files = files
         config = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            config |= json.loads(files.get(name, b"{}"))
+            try:
+                config |= json.loads(files.get(name, b"{}"))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(f"{name} holds no JSON object: {error}") from error
         self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
         self.eos_id = self._special_id(config, "eos_token")
         if self.eos_id is None:

@@ -4,7 +4,6 @@ Tensors are read lazily and by slice, so a host touches only the bytes of its ow
 (extra `hf`).
 """
 
-import json
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.models import heads, hf_config, sharding, transformer
+from infalign_jax.models.json_file import read_object
 
 # Our path -> (their name, their axes). Axes carry our logical names; '*' joins two that are one axis there.
 _TENSORS = {
@@ -46,11 +46,11 @@ _PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # in f
 
 
 def read_config(folder) -> dict:
-    """The parsed config.json of a folder; ValueError if there is none."""
+    """The parsed config.json of a folder; ValueError if there is none, or no JSON object in it."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist; a Hugging Face model folder has a config.json")
-    return json.loads(path.read_text())
+    return read_object(path)
 
 
 def end_ids(folder, eos_id: int) -> tuple[int, ...]:
@@ -59,19 +59,25 @@ def end_ids(folder, eos_id: int) -> tuple[int, ...]:
     Chat models end a turn with another token than a text.
     """
     path = Path(folder) / "generation_config.json"
-    more = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    return tuple(sorted({eos_id, *([] if more is None else [more] if isinstance(more, int) else more)}))
+    more = read_object(path).get("eos_token_id") if path.is_file() else None
+    more = [] if more is None else more if isinstance(more, list) else [more]
+    if not all(isinstance(token, int) for token in more):
+        raise ValueError(f"{path} has eos_token_id = {more!r}; it must be an id or a list of them")
+    return tuple(sorted({eos_id, *more}))
 
 
 class _Folder:
     """The safetensors files of a folder as one lazy mapping from tensor name (common prefix removed) to slices."""
 
     def __init__(self, folder):
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         folder, index = Path(folder), Path(folder) / INDEX
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files = read_object(index).get("weight_map")
+            if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+                raise ValueError(f"{index} has no weight_map from names of tensors to names of files")
+            files = sorted(set(files.values()))
         else:
             files = ["model.safetensors"]
         missing = [name for name in files if not (folder / name).is_file()]
@@ -79,7 +85,10 @@ class _Folder:
             raise ValueError(f"{folder / missing[0]} does not exist; weights are read from safetensors files")
         self.tensors = {}
         for name in files:
-            handle = safe_open(folder / name, framework="numpy")
+            try:
+                handle = safe_open(folder / name, framework="numpy")
+            except SafetensorError as error:
+                raise ValueError(f"{folder / name} is damaged: {error}") from error
             for key in handle.keys():  # noqa: SIM118  (not a dict)
                 self.tensors[self._plain(key)] = (handle, key)
 

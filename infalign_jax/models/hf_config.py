@@ -27,12 +27,22 @@ _UNSUPPORTED = {
     "partial_rotary_factor": (1.0, None),
     "attention_chunk_size": (None,),
 }
+_NEEDED = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+_WHOLE = (
+    *_NEEDED, "num_key_value_heads", "head_dim", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern",
+    "max_window_layers",
+)  # fmt: skip
+_REAL = ("rms_norm_eps", "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "rope_theta")
 _KINDS = {"full_attention": "global", "sliding_attention": "local"}
 
 
 def text_config(values: dict) -> dict:
     """The language model's part of a config.json: itself, or `text_config` of a model that also sees images."""
-    return values["text_config"] if values.get("model_type") == "gemma3" else values
+    if values.get("model_type") != "gemma3":
+        return values
+    if not isinstance(values.get("text_config"), dict):
+        raise ValueError("config.json has model_type 'gemma3' and no object text_config")
+    return values["text_config"]
 
 
 def from_hf(values: dict, **changes) -> TransformerConfig:
@@ -42,10 +52,11 @@ def from_hf(values: dict, **changes) -> TransformerConfig:
     """
     values = text_config(values)
     family = values.get("model_type")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise ValueError(f"config.json has model_type {family!r}; supported are {', '.join(_FAMILIES)}")
     constants, defaults = _FAMILIES[family]
     values = {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}
+    _check_numbers(values)
     for key, legal in _UNSUPPORTED.items():
         if values.get(key) not in legal:
             raise ValueError(f"config.json has {key} = {values[key]!r}, which is not supported for {family}")
@@ -75,6 +86,23 @@ def from_hf(values: dict, **changes) -> TransformerConfig:
     if "query_pre_attn_scalar" in values:
         fields["query_scale"] = values["query_pre_attn_scalar"] ** -0.5
     return TransformerConfig(**{**fields, **_rope(family, values), **constants, **changes})
+
+
+def _check_numbers(values):
+    """Refuses values of another type than the arithmetic below takes; their ranges are for `TransformerConfig` to judge."""
+    for key in _WHOLE:
+        value = values.get(key)
+        if value is None and key not in _NEEDED:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"config.json has {key} = {value!r}; it must be a positive whole number")
+    for key in _REAL:
+        value = values.get(key)
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < float("inf")):
+            raise ValueError(f"config.json has {key} = {value!r}; it must be a positive number")
+    kinds = values.get("layer_types")
+    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        raise ValueError(f"config.json has layer_types = {kinds!r}; it must be a list of names")
 
 
 def _layer_kinds(values):

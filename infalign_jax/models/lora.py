@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.models import hf, transformer
+from infalign_jax.models.json_file import read_object
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -119,6 +120,7 @@ def load(folder, config):
       ValueError: a file is missing, an option that we have no counterpart for, a tensor that is missing, superfluous or
         of another shape.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     folder = Path(folder)
@@ -127,7 +129,11 @@ def load(folder, config):
             raise ValueError(
                 f"{folder / name} does not exist; an adapter folder has both {CONFIG_FILE} and {WEIGHTS_FILE}"
             )
-    values, tensors = json.loads((folder / CONFIG_FILE).read_text()), load_file(folder / WEIGHTS_FILE)
+    values = read_object(folder / CONFIG_FILE)
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} is damaged: {error}") from error
     if values.get("peft_type") != "LORA":
         raise ValueError(f"{folder / CONFIG_FILE} has peft_type {values.get('peft_type')!r}; supported is 'LORA'")
     for key, legal in _OFF.items():

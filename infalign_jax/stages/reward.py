@@ -35,7 +35,7 @@ def python_reward(spec):
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         raise ValueError(f"{spec!r} cannot be imported: {describe(error)}") from error
     if not callable(function):
         raise ValueError(f"{spec!r} is {type(function).__name__}, not a function")
@@ -43,7 +43,7 @@ def python_reward(spec):
     def reward(prompts, completions):
         try:
             return function(prompts, completions)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"the reward {spec!r} raised {describe(error)}") from error
 
     return reward

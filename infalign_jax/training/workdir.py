@@ -52,7 +52,7 @@ def read_json(path):
     """The JSON object in `path`. Raises ValueError naming the file where it is damaged."""
     try:
         value = json.loads(epath.Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error}); {_REPAIR}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it holds {type(value).__name__} instead of an object; {_REPAIR}")
