@@ -1,5 +1,6 @@
 """The documentation: pages that are in the site, links that lead somewhere, commands, keys and files that exist."""
 
+import ast
 import json
 import pathlib
 import re
@@ -141,3 +142,19 @@ def test_every_method_has_a_page_with_its_equation_and_source():
         assert re.search(rf"`{re.escape(name)}[`(]", listed), f"{name} has no page"
     assert all("## Objective" in page and "| source |" in page for page in told.values())
     assert len(told) == len(list((ROOT / "docs" / "methods").glob("*.md")))
+
+
+def test_messages_that_are_explained_are_messages_of_the_code():
+    files = [*(ROOT / "infalign_jax").rglob("*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    parts = {
+        " ".join(node.value.split()) for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    parts = [part for part in parts if len(part) >= 10]
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = [
+        text for line in page.splitlines() if line.startswith("**`") for text in re.findall(r"\*\*`(.*?)`\*\*", line)
+    ]
+    assert len(messages) > 20
+    for message in messages:
+        assert any(part in message for part in parts), f"nothing in the code says {message!r}"
