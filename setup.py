@@ -64,7 +64,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["infalign_jax", "infalign_jax.*"]),
+    packages=[*find_packages(include=["infalign_jax", "infalign_jax.*"]), "infalign_jax.configs"],
+    package_dir={"infalign_jax.configs": "configs"},  # `--config quickstart` also where there is no clone
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["infalign = infalign_jax.main:cli"]},

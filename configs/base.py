@@ -121,6 +121,7 @@ def get_config():
     config.align.kl_rate = 0.15  # gain of the beta controller; 0 keeps the closed-form beta
     config.align.kl_warmup = 20  # steps before the controller starts
     config.align.save_every = 50  # steps between checkpoints
+    config.align.show_every = 50  # steps between tables of sampled responses with reward, u and advantage; 0 is none
     config.align.keep = 2  # newest checkpoints kept
     config.align.keep_best = 0  # best checkpoints kept besides: by mean score, corrected to the target KL
 

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from infalign_jax import flags
+from infalign_jax.core.finite_table import MOST_ROLLOUTS
 
 PAGE = """infalign frontier [--procedure NAME] [flags]
 
@@ -42,8 +43,10 @@ def main(words):
         return print(PAGE, end="")
     options = flags.parse("frontier", words, _FLAGS)
     kls, outs = _numbers(options["kls"]), [out.strip() for out in options["out"].split(",") if out.strip()]
-    if options["rollouts"] < 0:
-        raise ValueError(f"--rollouts is {options['rollouts']}; it must be at least 1, or 0 for exact calibration")
+    if not 0 <= options["rollouts"] <= MOST_ROLLOUTS:
+        raise ValueError(
+            f"--rollouts is {options['rollouts']}; it must be 1 to {MOST_ROLLOUTS}, or 0 for exact calibration"
+        )
     for out in outs:
         if pathlib.Path(out).suffix not in FIGURES + TABLES:
             raise ValueError(f"--out has {out!r}; it must end with {', '.join(FIGURES + TABLES)}")
@@ -91,8 +94,9 @@ def lines(rows):
 def split_names(text):
     """The names between the commas that stand outside brackets: 'log,optimal' but also 'optimal(randomized(a,b))'.
 
-    >>> split_names("log, average_of(best_of(1),best_of(2))")
-    ['log', 'average_of(best_of(1),best_of(2))']
+    Examples:
+      >>> split_names("log, average_of(best_of(1),best_of(2))")
+      ['log', 'average_of(best_of(1),best_of(2))']
     """
     names, depth = [""], 0
     for letter in text:

@@ -6,7 +6,7 @@ import sys
 
 from absl import flags, logging
 
-from infalign_jax import __version__, errors, recipe
+from infalign_jax import __version__, errors, pages, recipe
 from infalign_jax.training import distributed, memory, preemption
 
 STAGES = {
@@ -33,7 +33,8 @@ COMMANDS = ("run", *STAGES, *TOOLS)
 PAGE = """infalign: inference-aware alignment of language models
 
 usage
-  infalign [COMMAND] --config FILE --workdir DIR [--config.section.key=value ...]
+  infalign [COMMAND] --config RECIPE --workdir DIR [--config.section.key=value ...]
+  infalign COMMAND --help
 
 commands
   run            every stage below, in order; the default
@@ -54,11 +55,11 @@ commands
   report DIR     every table and figure of a study, from its results
 
 flags
-  --config FILE            the recipe, a Python file with get_config(), such as configs/quickstart.py
+  --config RECIPE          a Python file with get_config(), or the name of one that comes with the package: quickstart
   --workdir DIR            where checkpoints, tables and the report go
   --config.section.key=V   changes one key of the recipe: --config.align.steps=200
                            --config.align.methods="raw,exponential(10)"   --config.evaluate.best_of=2,4
-                           configs/base.py lists every key with its meaning and legal values
+                           infalign COMMAND --help lists the keys with their meaning and legal values
   --profile FIRST:LAST     traces these steps of every training loop, for XProf or Perfetto, into DIR/STAGE/profile
   --help, --version
 
@@ -97,7 +98,10 @@ def cli():
 
 def main(words):
     """Does what the words of a command line ask for."""
-    if not words or ({"--help", "-h", "--helpfull"} & set(words) and words[0] not in TOOLS) or words[0] == "help":
+    helped = bool({"--help", "-h", "--helpfull"} & set(words))
+    if helped and words[0] in ("run", *STAGES):
+        return print(pages.page(words[0]), end="")
+    if not words or (helped and words[0] not in TOOLS) or words[0] == "help":
         return print(PAGE, end="")
     if words == ["--version"]:
         return print(f"infalign {__version__}")
@@ -135,6 +139,8 @@ def run(command, config, workdir):
     from infalign_jax.training import workdir as workdirs
 
     config = config.copy_and_resolve_references()
+    if "tasks" in config:
+        raise ValueError("--config names a study; run it with infalign study")
     with config.unlocked():
         config.amortize.enabled |= command == "amortize"  # to name an optional stage is to ask for it
         config.prefix_scorer.enabled |= command == "prefix-scorer"

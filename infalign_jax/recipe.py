@@ -7,6 +7,7 @@ import pathlib
 import sys
 import textwrap
 import traceback
+import types
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -23,7 +24,7 @@ class Request(NamedTuple):
 
 
 def parse(arguments):
-    """Reads `--config FILE --workdir DIR --config.section.key=value ...`, in any order, and loads the recipe.
+    """Reads `--config RECIPE --workdir DIR --config.section.key=value ...`, in any order, and loads the recipe.
 
     `--profile FIRST:LAST` is short for `--config.log.profile_steps=(FIRST,LAST)`.
 
@@ -69,17 +70,45 @@ def parse(arguments):
     return Request(config.lock(), os.path.expanduser(workdir), words)
 
 
+def shipped():
+    """The folder of the recipes that come with the package: `configs/` of a clone, and its copy in an installed wheel."""
+    inside = pathlib.Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else pathlib.Path(__file__).parents[1] / "configs"
+
+
+def names():
+    """The recipes that `--config` knows without a path."""
+    return sorted(file.stem for file in shipped().glob("*.py") if file.stem != "__init__")
+
+
+def find(path):
+    """The file of a recipe: the path itself, or the recipe of that name that comes with the package.
+
+    Raises:
+      ValueError: neither; names the recipes that there are.
+    """
+    file = pathlib.Path(path)
+    if file.is_file():
+        return file
+    if path in names():
+        return shipped() / f"{path}.py"
+    raise ValueError(
+        f"--config is {path!r}, and there is no such file; recipes that need no path are {', '.join(names())}"
+    )
+
+
 def load(path):
-    """The ConfigDict of a recipe file. It is Python and is executed: its neighbours import as `configs.name`.
+    """The ConfigDict of a recipe, a file or a name (`find`). It is Python and is executed: its neighbours and the recipes
+    that come with the package import as `configs.name`.
 
     Raises:
       ValueError: no such file, it raises (names the line), it has no `get_config()`, or that returns something else.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise ValueError(f"--config is {path!r}, and there is no such file")
-    # A recipe imports `configs.base`, wherever it is itself; a reward 'module:function' may lie in the current folder.
-    for folder in (pathlib.Path(__file__).parents[1], pathlib.Path.cwd(), file.resolve().parents[1]):
+    file = find(path)
+    package = sys.modules.setdefault("configs", types.ModuleType("configs"))
+    package.__path__ = list(dict.fromkeys([str(file.resolve().parent), str(shipped())]))
+    # A reward 'module:function' may lie in the current folder, or beside the folder of the recipe.
+    for folder in (pathlib.Path.cwd(), *([] if file.parent == shipped() else [file.resolve().parents[1]])):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     spec = importlib.util.spec_from_file_location("recipe", file, loader=_loader(file))
@@ -89,7 +118,7 @@ def load(path):
         if not callable(getattr(module, "get_config", None)):
             raise ValueError("it has no function get_config()")
         config = module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"config file {path} cannot be used: {_describe(error, file)}") from error
     if not isinstance(config, ConfigDict):
         raise ValueError(

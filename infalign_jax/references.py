@@ -38,10 +38,11 @@ def row_of(rewards, where):
 
 
 def from_mapping(mapping):
-    """{key: ascending float32 [K]} of a dict from prompts to reference rewards, in any order and of any number.
+    """{key: ascending float32 [K]} of a mapping from prompts to reference rewards, in any order and of any number.
 
-    >>> {name: row.tolist() for name, row in from_mapping({"a": [2, 1], "b": [3]}).items()}
-    {'a': [1.0, 2.0], 'b': [3.0]}
+    Examples:
+      >>> {name: row.tolist() for name, row in from_mapping({"a": [2, 1], "b": [3]}).items()}
+      {'a': [1.0, 2.0], 'b': [3.0]}
     """
     return {key(prompt): row_of(rewards, f"prompt {_short(prompt)}") for prompt, rewards in mapping.items()}
 
@@ -75,7 +76,9 @@ def cell(row, column, where):
 
 
 def numbers(value, column, where):
-    """A float64 array, of no axes for one number and of one for a list; CSV text is read as JSON.
+    """The value of a column as a float64 array, of no axes for one number and of one for a list; CSV text is read as JSON.
+
+    `where` is what the error begins with.
 
     Raises:
       ValueError: anything else, and numbers that are not finite.
@@ -83,7 +86,7 @@ def numbers(value, column, where):
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{where}: {column!r} is {_short(value)}; it must be a number or a list of them") from None
     parts = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
     if not all(isinstance(part, (int, float, np.number)) and not isinstance(part, bool) for part in parts):

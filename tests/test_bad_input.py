@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,12 @@ LINES = {  # one line of a JSONL file: words of the sentence
     b"nonsense": "data.jsonl:2: the line is not valid JSON",
     b"[1, 2]": "data.jsonl:2: the line holds a JSON list",
     b"null": "data.jsonl:2: the line holds a JSON NoneType",
+    b'{"prompt": '
+    + b"[" * 100_000
+    + b"]" * 100_000
+    + b"}": "data.jsonl:2: the line is not valid JSON: maximum recursion depth",
+    b'{"prompt": ' + b"9" * 5000 + b"}": "data.jsonl:2: the line is not valid JSON: Exceeds the limit",
+    '{"prompt": "a"}'.encode("utf-16"): "data.jsonl:2: the line is not UTF-8",
     b"\xff\xfe": "data.jsonl:2: the line is not UTF-8",
     b'{"text": "a"}': "data.jsonl:2: the row needs 'prompt'",
     b'{"prompt": "", "completion": "b"}': "data.jsonl:2: the prompt is empty",
@@ -154,6 +161,7 @@ def test_what_a_reward_must_not_return(reward, words):
         ("    return 1 / 0", "raised ZeroDivisionError: division by zero"),
         ("    return [len(x.text) for x in completions]", "raised AttributeError"),
         ("    raise SystemError('two\\nlines')", "raised SystemError: two lines"),
+        ("    raise SystemExit(0)", "raised SystemExit: 0"),
     ],
 )
 def test_a_reward_that_raises_is_named_with_its_line(body, words, tmp_path, monkeypatch):
@@ -162,6 +170,16 @@ def test_a_reward_that_raises_is_named_with_its_line(body, words, tmp_path, monk
     (tmp_path / f"{name}.py").write_text(f"def f(prompts, completions):\n{body}\n")
     line = refused(lambda: rewards.python_reward(f"{name}:f")(["p"], ["c"]))
     assert line.startswith(f"the reward '{name}:f' ") and words in line and f"{name}.py:2" in line
+
+
+def test_a_reward_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    """A console script does not look there by itself."""
+    (tmp_path / "reward_of_this_folder.py").write_text(
+        "def f(prompts, completions):\n    return [1.0] * len(prompts)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    assert rewards.python_reward("reward_of_this_folder:f")(["p"], ["c"]) == [1.0]
 
 
 def test_good_rewards_of_other_types_pass():

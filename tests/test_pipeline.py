@@ -21,6 +21,7 @@ from infalign_jax.stages import align, calibrate, experiment, settings
 from infalign_jax.training import workdir
 from tests import tiny
 from tests.compilations import Compilations
+from tests.test_samples import check_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -118,6 +119,19 @@ def test_the_table_is_sorted_and_says_where_it_is_from(finished):
         config.seed = 7
     with pytest.raises(ValueError, match=r"seed: 0 -> 7"):
         calibrate.load_table(config, folder)
+
+
+def test_samples_of_training_are_kept_and_are_those_of_training(finished):
+    """The tiny recipe has 12 steps: only the first is shown."""
+    for method in ("raw", "exponential_10"):
+        check_folder(finished / "align" / method / "seed_0", rollouts=4, steps=[0])
+
+
+def test_every_number_of_training_is_in_a_glossary(finished):
+    glossary = "".join((ROOT / "docs" / page).read_text() for page in ("how-to.md", "methods.md"))
+    for file in finished.rglob("metrics.jsonl"):
+        row = json.loads(file.read_text().splitlines()[-1])
+        assert len(row) > 3 and not [name for name in row if f"`{name}`" not in glossary], file
 
 
 def test_calibration_continues_after_the_last_part(finished, tmp_path):

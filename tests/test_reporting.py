@@ -284,6 +284,25 @@ def test_lead_claims_no_more_than_the_interval(evaluation):
     assert "includes 0" not in html._lead(evaluation._replace(comparisons=[{**row, "low": 0.001}]))
 
 
+def test_a_pair_of_methods_stands_once_the_better_first(evaluation):
+    """Evaluations hold every pair both ways round."""
+    turned = [
+        {**row, "method": row["baseline"], "baseline": row["method"], "difference": -row["difference"],
+         "low": -row["high"], "high": -row["low"]}
+        for row in evaluation.comparisons
+    ]  # fmt: skip
+    page = html._differences(evaluation._replace(comparisons=[*turned, *evaluation.comparisons]))
+    shown = re.findall(r"<td>([^<]* − [^<]*)</td><td>([+-][0-9.]+)</td>", page)
+    assert len(shown) == len(evaluation.comparisons) and all(value.startswith("+") for _, value in shown)
+    values = {abs(round(row["difference"], 3)) for row in evaluation.comparisons}
+    assert {float(value) for _, value in shown} == values
+    first, rest = page.split("<details>")
+    assert first.count("<h3>") == 1 and "Best-of-4, judged by the gold reward" in first and "Worst-of-4" in rest
+    tie = {**evaluation.comparisons[0], "difference": 0.0}
+    both = [tie, {**tie, "method": tie["baseline"], "baseline": tie["method"], "difference": -0.0}]
+    assert html._differences(evaluation._replace(comparisons=both)).count(" − ") == 1
+
+
 def test_sections_without_data_are_left_out(evaluation):
     empty = {"counts": [], "counts_by_group": {}, "bins": [], "expected": 0, "note": "", "K": 4}
     bare = evaluation._replace(comparisons=[], frontier=[], theory=[], kl_by_group=[], samples=[], calibration=empty)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -114,6 +115,8 @@ BAD = {  # content of the rewards file (None: its own row below), of the referen
     "taken": ('{"prompt": "p", "reward": 1, "score": 2}\n', GOOD, [], "a.jsonl:1: the row has a column 'score' already"),
     "no prompt": ('{"reward": 1}\n', GOOD, [], "a.jsonl:1: the row has no 'prompt'"),
     "empty": ("", GOOD, [], "is empty"),
+    "digits": ('{"prompt": "p", "reward": ' + "9" * 5000 + "}\n", GOOD, [], "a.jsonl:1: the line is not valid JSON"),
+    "depth": ('{"prompt": "p", "reward": ' + "[" * 100_000 + "}\n", GOOD, [], "a.jsonl:1: the line is not valid JSON"),
     "bad reference": (GOOD, GOOD + '{"prompt": "p", "reward": []}\n', [], "b.jsonl:2: the prompt has no reference reward"),
     "inf reference": (GOOD, '{"prompt": "p", "reward": [1, Infinity]}\n', [], "b.jsonl:1: 'reward' is [1, inf]"),
     "no reference": (GOOD, None, [], "a.jsonl:1: the row has no list 'reference_rewards'"),
@@ -146,6 +149,12 @@ def test_bad_csv_and_parquet(tmp_path):
     assert "holds no row" in refused(lambda: list(files.read(tmp_path / "b.csv")))
     (tmp_path / "c.csv").write_bytes(b"prompt,reward\n\xff\xfe,1\n")
     assert "not UTF-8" in refused(lambda: list(files.read(tmp_path / "c.csv")))
+    (tmp_path / "twice.csv").write_text("prompt,reward,reward\np,1,2\n")
+    assert "the column 'reward' is there twice" in refused(lambda: list(files.read(tmp_path / "twice.csv")))
+    (tmp_path / "long.csv").write_text("prompt,reward\n" + "x" * 200_000 + ",1\n")
+    assert len(next(files.read(tmp_path / "long.csv"))[1]["prompt"]) == 200_000
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert "is a folder or a device, not a file" in refused(lambda: files.read(tmp_path / "pipe.jsonl"))
     (tmp_path / "d.parquet").write_bytes(b"PAR1 no")
     assert "not a valid Parquet file" in refused(lambda: list(files.read(tmp_path / "d.parquet")))
     with open(tmp_path / "e.csv", "w", newline="") as file:

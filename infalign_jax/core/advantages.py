@@ -20,6 +20,11 @@ def leave_one_out(returns_BR):
 
     Raises:
       ValueError: with one rollout per prompt there is no other rollout to compare with.
+
+    Examples:
+      >>> import numpy as np
+      >>> leave_one_out(np.array([1.0, 2.0, 6.0])).tolist()
+      [-3.0, -1.5, 4.5]
     """
     rollouts = returns_BR.shape[-1]
     if rollouts < 2:
@@ -38,6 +43,11 @@ def group_standardize(rewards_BR, epsilon=1e-4):
 
     Returns:
       float `[..., R]`, zero mean and (nearly) unit population variance per prompt.
+
+    Examples:
+      >>> import numpy as np
+      >>> group_standardize(np.array([1.0, 3.0])).round(3).tolist()
+      [-1.0, 1.0]
     """
     chex.assert_type(rewards_BR, float)
     centred_BR = rewards_BR - rewards_BR.mean(axis=-1, keepdims=True)

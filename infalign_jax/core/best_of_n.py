@@ -7,7 +7,12 @@ from infalign_jax.core.checks import finite
 
 
 def best_of_n_kl(n):
-    """KL of the best-of-n policy to the reference, `log n - (n - 1) / n` nats, for rewards without ties; n >= 1 is real."""
+    """KL of the best-of-n policy to the reference, `log n - (n - 1) / n` nats, for rewards without ties; n >= 1 is real.
+
+    Examples:
+      >>> round(best_of_n_kl(4), 4)
+      0.6363
+    """
     return float(np.log(n) - (n - 1) / n)
 
 
@@ -16,6 +21,10 @@ def n_for_kl(kl):
 
     Raises:
       ValueError: `kl` is not in (0, 30).
+
+    Examples:
+      >>> round(n_for_kl(best_of_n_kl(4)), 6)
+      4.0
     """
     if not 0 < kl < 30:
         raise ValueError(f"best-of-n with a KL of {kl} nats is out of reach; it must lie in (0, 30)")
@@ -39,6 +48,10 @@ def best_of_n_weights(rewards_PK, n):
 
     Raises:
       ValueError: |n| < 1, or a reward is not finite.
+
+    Examples:
+      >>> best_of_n_weights([[1.0, 2.0]], 2).tolist()  # two draws with replacement: 1/4 miss the better one
+      [[0.25, 0.75]]
     """
     if not abs(n) >= 1:
         raise ValueError(f"best-of-n needs n of at least 1, got {n}")

@@ -12,6 +12,8 @@ def mean_interval(values, *, seed=0, confidence=0.95, resamples=4000):
             and seeds are both sampling units, crossed (every seed is measured on the same prompts). With S = 1 nothing
             is known about the spread over seeds and the interval is over prompts only.
 
+    confidence, resamples: level of the interval, and how often effects are drawn again for it.
+
     With row effects a_s (the mean of a seed minus the grand mean) and column effects b_p, a resampled mean is
 
         mean + c (ā* √(S/(S−1)) + b̄* √(P/(P−1))),
@@ -22,6 +24,10 @@ def mean_interval(values, *, seed=0, confidence=0.95, resamples=4000):
     twice: the interval errs on the wide side. The same `seed` gives the same interval.
 
     Raises ValueError for fewer than two prompts, for non-finite values, or if `confidence` is not inside (0, 1).
+
+    Examples:
+      >>> mean_interval([1.0, 1.0])
+      (1.0, 1.0, 1.0)
     """
     values_SP = np.atleast_2d(np.asarray(values, np.float64))
     if values_SP.ndim != 2 or values_SP.shape[1] < 2 or values_SP.shape[0] < 1:

@@ -20,22 +20,28 @@ from infalign_jax.core.tails import tail_quantiles
 def calibrate(rewards, reference_rewards, *, is_sorted=False, tails="flat", reference_mask=None):
     """The calibrated reward Ĉ = (#{k: r_k < r} + ½ #{k: r_k = r}) / K of each reward (CTRL in arXiv 2412.19792).
 
-    rewards            [..., R]  raw rewards of responses to one prompt, any real scale, compared as float32.
-    reference_rewards  [..., K]  rewards of the reference policy's rollouts for that prompt, K >= 1; leading axes
-                                 broadcast against those of `rewards`.
-    is_sorted          the rows of `reference_rewards` ascend; then a reward costs O(log K), without a sort.
-    tails              "flat": the rank above. "exponential": linear interpolation between the reference rewards and an
-                       exponential tail beyond the extremes (`tails.tail_quantiles`), for small K or large N.
-    reference_mask     [..., K]  1 where the rollout counts, 0 where it failed or is padding: its reward is then never
-                                 looked at and may be anything. In sorted rows the masked entries come last. Default:
-                                 all count.
+    Args:
+      rewards: `[..., R]`, raw rewards of responses to one prompt, any real scale, compared as float32.
+      reference_rewards: `[..., K]`, rewards of the reference policy's rollouts for that prompt, K >= 1; leading axes
+        broadcast against those of `rewards`.
+      is_sorted: the rows of `reference_rewards` ascend; then a reward costs O(log K), without a sort.
+      tails: "flat": the rank above. "exponential": linear interpolation between the reference rewards and an
+        exponential tail beyond the extremes (`tails.tail_quantiles`), for small K or large N.
+      reference_mask: `[..., K]`, 1 where the rollout counts, 0 where it failed or is padding: its reward is then never
+        looked at and may be anything. In sorted rows the masked entries come last. Default: all count.
 
-    Returns u [..., R], float32 in [0, 1]: multiples of ½/K for flat tails. They are piecewise constant in both
-    arguments, so the gradient is zero; it is defined as zero for exponential tails too, as calibration is a measurement
-    and not a path for gradients. Works under jit, vmap and grad.
+    Returns:
+      u `[..., R]`, float32 in [0, 1]: multiples of ½/K for flat tails. They are piecewise constant in both arguments, so
+      the gradient is zero; it is defined as zero for exponential tails too, as calibration is a measurement and not a
+      path for gradients. Works under jit, vmap and grad.
 
-    Raises ValueError for unknown tails, an empty table (or row), non-finite values, and rows that do not ascend though
-    `is_sorted`. Traced values cannot be refused: the affected rewards (all of a row with a bad table) come out as NaN.
+    Raises:
+      ValueError: unknown tails, an empty table (or row), non-finite values, and rows that do not ascend though
+        `is_sorted`. Traced values cannot be refused: the affected rewards (all of a row with a bad table) come out as NaN.
+
+    Examples:
+      >>> calibrate([1.5, 2.0], [1.0, 2.0, 3.0, 4.0]).tolist()  # a tie counts half
+      [0.25, 0.375]
     """
     if tails not in QUANTILES:
         raise ValueError(f"tails must be one of {', '.join(QUANTILES)}, got {tails!r}")

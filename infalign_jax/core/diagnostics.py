@@ -50,7 +50,8 @@ def uniformity_test(held_out_rewards, reference_rewards, *, groups=None, seed=0,
     summed over the held-out rewards: T_p, whose mean 0 and covariance V_p under exchangeability are exact, ties or not.
     Two questions for each group: does the group drift as a whole, (Σ T_p)ᵀ (Σ V_p)⁺ (Σ T_p) against χ², and do its
     prompts scatter more than they should, as when tables are attached to the wrong prompts: Σ T_pᵀ V_p⁺ T_p against its
-    mean and spread over random relabellings of each prompt's rewards. Bonferroni over both, and over groups.
+    mean and spread over `permutations` random relabellings (from `seed`) of each prompt's rewards. Bonferroni over both,
+    and over groups.
     Raises ValueError for different numbers of prompts, an empty row, or a non-finite reward.
     """
     from scipy import stats
@@ -104,7 +105,8 @@ def reliability_curve(held_out_rewards, reference_rewards, *, levels=None, confi
     With b table rewards below and e equal to it, a held-out reward counts clip((q (K + 1) − b)/(e + 1), 0, 1) at level
     q: the chance that its place among the K + 1 rewards, ties broken at random, is at or below q. Its mean is exactly q
     for every K and any ties, so the curve has no bias that a reader must know about. Intervals are Student's over
-    prompts. levels: in (0, 1), default 0.05 … 0.95. Shapes and errors as in `uniformity_test`; two prompts at least.
+    prompts, at the level `confidence`. levels: in (0, 1), default 0.05 … 0.95. held_out_rewards, reference_rewards and
+    errors as in `uniformity_test`; two prompts at least.
     """
     from scipy import stats
 
@@ -129,8 +131,8 @@ def calibration_error(u, held_out_rewards, *, seed=0, confidence=0.95) -> Calibr
 
     u: the calibrated values of `held_out_rewards`, [P, R] or rows, computed without looking at these rewards; R >= 3.
     With h_j = 1{r_j < r_i} + ½ 1{r_j = r_i}, an unbiased draw of C(r_i), the mean over i and j ≠ l (both ≠ i) of
-    (u_i − h_j)(u_i − h_l) is an unbiased estimate of E (û − C)². Its bootstrap interval over prompts is that of the
-    root mean square. The expected absolute error is the fraction √(2/π)·(π/8)·√6 ≈ 0.767 of it: exact in the limit of
+    (u_i − h_j)(u_i − h_l) is an unbiased estimate of E (û − C)². Its bootstrap interval over prompts, at the level
+    `confidence` and from `seed`, is that of the root mean square. The expected absolute error is the fraction √(2/π)·(π/8)·√6 ≈ 0.767 of it: exact in the limit of
     large K for ranks among K rollouts (error normal with variance C (1 − C)/K, so that E|û − C| = 0.313/√K), and an
     approximation for other calibrations. Raises ValueError for mismatched rows or fewer than three rewards in one.
     """
@@ -163,6 +165,10 @@ def rollouts_needed(error, confidence=None):
     Without `confidence`: expected |Ĉ − C| ≤ error, K = (√(π/32) / error)² ≈ (0.313/error)², the mean being over a
     table and a reference response. With it: |Ĉ − C| ≤ error with at least that probability. Both take the error as
     normal with variance C (1 − C)/K, C uniform. Raises ValueError unless 0 < error < ½ and 0 < confidence < 1.
+
+    Examples:
+      >>> rollouts_needed(0.05)
+      40
     """
     if not 0 < error < 0.5:
         raise ValueError(f"error must lie between 0 and 0.5 (in units of u), got {error}")

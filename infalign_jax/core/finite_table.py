@@ -17,6 +17,7 @@ import numpy as np
 from infalign_jax.core.quadrature import rule
 from infalign_jax.core.transforms import check_whole
 
+MOST_ROLLOUTS = 4096  # K of a table that commands take: what the theory of a table costs grows faster than K
 _STEP = 0.25  # of the trapezoidal rule in log s: its integrand is analytic for |Im| < pi/2, so the error is below 1e-16
 _TABLE_CELLS = 1_500_000  # simulated cells: the standard error of a win rate is about 1e-4 for every K
 

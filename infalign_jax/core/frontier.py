@@ -3,6 +3,7 @@
 Reproduces the analytical comparison of InfAlign (arXiv 2412.19792) for any procedure, with the optimum added.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,9 @@ from infalign_jax.core import procedures, theory, transforms
 from infalign_jax.core.optimal import optimal_transform
 
 DEFAULT_KLS = tuple(np.linspace(0.1, 2.0, 20).round(10))
+
+# Of transforms in figures: colours that stay apart under the colour-vision deficiencies (Okabe and Ito), and dashes besides.
+_LOOKS = (("#0072b2", "-"), ("#009e73", "--"), ("#d55e00", "-."), ("#e69f00", ":"), ("#cc79a7", (0, (5, 1, 1, 1))))
 
 
 def frontier(
@@ -30,6 +34,11 @@ def frontier(
 
     Raises:
       ValueError: an unknown name or a KL that is not positive.
+
+    Examples:
+      >>> [row] = frontier("standard", ("log",), kls=(0.6363,))
+      >>> round(row["beta"], 3), round(row["win_rate"], 3)  # the best-of-4 policy against one draw
+      (0.333, 0.8)
     """
     objective = procedures.from_name(procedure)
     rows = []
@@ -122,9 +131,12 @@ def figure(rows, title=None):
     axes = np.ravel(result.subplots(lines, columns, squeeze=False))
     for axis, name in zip(axes, names, strict=False):
         own = [row for row in rows if row["procedure"] == name and row["win_rate"] is not None]
-        for transform in dict.fromkeys(row["transform"] for row in own):
+        for transform, look in zip(
+            dict.fromkeys(row["transform"] for row in own), itertools.cycle(_LOOKS), strict=False
+        ):
             points = [(row["kl"], row["win_rate"]) for row in own if row["transform"] == transform]
-            style = {"color": "black", "linewidth": 2.2, "zorder": 3} if transform == "optimal" else {"linewidth": 1.4}
+            best = {"color": "black", "linestyle": "-", "linewidth": 2.2, "zorder": 3}
+            style = best if transform == "optimal" else {"linewidth": 1.6, "color": look[0], "linestyle": look[1]}
             axis.plot(*zip(*points, strict=True), label=transform, **style)
         axis.set(title=name, xlabel="KL from the reference (nats per sequence)", ylabel="win rate")
         axis.grid(alpha=0.3)

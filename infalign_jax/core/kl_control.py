@@ -21,6 +21,12 @@ def beta_from_samples(scores_PK, kl):
 
     Raises:
       ValueError: the scores never vary within a prompt, or `kl` is more than K samples can express.
+
+    Examples:
+      >>> import numpy as np
+      >>> scores = np.array([[0.0, 1.0]])
+      >>> round(beta_from_samples(scores, 0.1109), 3)  # softmax((0, 1)) is off uniform by this KL
+      1.0
     """
     scores_PK = np.asarray(scores_PK, np.float64)
     log_K = np.log(scores_PK.shape[1])
@@ -51,5 +57,9 @@ def steer_log_beta(log_beta, kl, target_kl, rate):
 
     Returns:
       float32 scalar.
+
+    Examples:
+      >>> round(float(steer_log_beta(0.0, kl=0.6, target_kl=0.5, rate=0.1)), 3)
+      0.02
     """
     return log_beta + rate * jnp.clip(kl / target_kl - 1.0, -0.5, 1.0)

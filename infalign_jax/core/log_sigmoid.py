@@ -22,6 +22,11 @@ def log_sigmoid(rewards, reference_rewards_PK):
 
     Raises:
       ValueError: a reward is not finite.
+
+    Examples:
+      >>> import numpy as np
+      >>> round(float(log_sigmoid(np.array([[5.0]]), np.full((1, 4), 5.0))[0, 0]), 4)  # log 1/2
+      -0.6931
     """
     rewards = finite("rewards", rewards)
     level_P = np.quantile(finite("reference_rewards", reference_rewards_PK), QUANTILE, axis=1)

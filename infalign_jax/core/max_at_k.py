@@ -23,6 +23,10 @@ def max_at_k(rewards_BR, k):
 
     Raises:
       ValueError: k is out of range.
+
+    Examples:
+      >>> round(float(max_at_k(jnp.array([1.0, 2.0, 3.0]), 2)), 3)  # the pairs have the maxima 2, 3 and 3
+      2.667
     """
     R = rewards_BR.shape[-1]
     weights_R = [math.comb(j, _checked(k, R) - 1) / math.comb(R, k) for j in range(R)]
@@ -49,6 +53,10 @@ def max_at_k_advantages(rewards_BR, k):
 
     Raises:
       ValueError: k is out of range.
+
+    Examples:
+      >>> max_at_k_advantages(jnp.array([1.0, 2.0, 3.0]), 2).tolist()
+      [0.0, 1.0, 3.0]
     """
     R = rewards_BR.shape[-1]
     if _checked(k, R) == 1:

@@ -13,6 +13,10 @@ def parse(text, what="name"):
 
     Raises:
       ValueError: ``text`` is not a string of that form.
+
+    Examples:
+      >>> parse("best_of(4)")
+      ('best_of', [4])
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{what} must be a text such as 'best_of(4)' or 'exponential(10)', got {text!r}")
@@ -62,7 +66,7 @@ def build(choices, text, what):
 
 
 def build_parsed(choices, head, args, text, what):
-    """The second half of :func:`build`, for callers that have parsed already."""
+    """The second half of :func:`build`, for callers that have parsed already; the same ``ValueError``s."""
     if head not in choices:
         raise ValueError(
             f"unknown {what} {text!r}; legal are {', '.join(_signature(k, f) for k, f in choices.items())}"

@@ -41,6 +41,11 @@ def generalized_advantages(rewards_BRC, values_BRC, mask_BRC, *, discount, decay
     Returns:
       advantages_BRC and targets_BRC = advantages + values, what the value should have been; both zero under mask 0, and
       without gradient.
+
+    Examples:
+      >>> one = jnp.ones((1, 1, 2))
+      >>> [x.tolist() for x in generalized_advantages(one, 0 * one, one, discount=1.0, decay=1.0)]
+      [[[[2.0, 1.0]]], [[[2.0, 1.0]]]]
     """
     chex.assert_equal_shape([rewards_BRC, values_BRC, mask_BRC])
     rewards_BRC, values_BRC = (jnp.where(mask_BRC > 0, x, 0.0) for x in (rewards_BRC, values_BRC))
@@ -59,7 +64,7 @@ def generalized_advantages(rewards_BRC, values_BRC, mask_BRC, *, discount, decay
 
 
 def whiten(advantages_BRC, mask_BRC, epsilon=1e-8):
-    """Advantages minus their mean, over their standard deviation, of all tokens that count; zero under mask 0."""
+    """Advantages minus their mean, over their standard deviation (plus epsilon), of all tokens that count; zero under mask 0."""
     centred_BRC = advantages_BRC - masked_mean(advantages_BRC, mask_BRC)
     deviation = jnp.sqrt(masked_mean(centred_BRC**2, mask_BRC))
     return mask_BRC * centred_BRC / (deviation + epsilon)
@@ -84,5 +89,7 @@ def clipped_policy_loss(log_probs_BRC, old_log_probs_BRC, advantages_BRC, mask_B
 
 
 def value_loss(values_BRC, targets_BRC, mask_BRC):
-    """Half the mean squared error of the values over all tokens that count, in reward units squared; differentiable."""
+    """Half the mean squared error of the values to their targets over the tokens with mask 1, reward units squared;
+    differentiable.
+    """
     return 0.5 * masked_mean((values_BRC - targets_BRC) ** 2, mask_BRC)

@@ -26,6 +26,10 @@ def dpo_loss(margins_B, beta, preferred_B=1.0):
 
     Returns:
       Scalar in nats, >= 0.
+
+    Examples:
+      >>> round(float(dpo_loss(jnp.zeros(1), 0.1)), 4)  # log 2
+      0.6931
     """
     logits_B = beta * margins_B
     losses_B = preferred_B * jax.nn.log_sigmoid(logits_B) + (1.0 - preferred_B) * jax.nn.log_sigmoid(-logits_B)
@@ -45,6 +49,10 @@ def ipo_loss(margins_B, tau, preferred_B=1.0):
 
     Returns:
       Scalar in nats squared, >= 0.
+
+    Examples:
+      >>> float(ipo_loss(jnp.array([5.0]), 0.1))  # a margin of 1 / (2 tau)
+      0.0
     """
     target = 0.5 / tau
     return jnp.mean(preferred_B * (margins_B - target) ** 2 + (1.0 - preferred_B) * (margins_B + target) ** 2)
@@ -58,6 +66,10 @@ def bonbon_margin(n):
 
     Raises:
       ValueError: n is no whole number of at least 2.
+
+    Examples:
+      >>> bonbon_margin(3)  # (3 - 1) (1 + 1/2)
+      3.0
     """
     n = check_whole("n", n, 2)
     return (n - 1) * math.fsum(1.0 / k for k in range(1, n))

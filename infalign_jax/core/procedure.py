@@ -91,7 +91,7 @@ class Procedure:
 
 
 def rows(u_PM, needed, name):
-    """``u_PM`` as a numpy matrix with at least ``needed`` finite columns."""
+    """``u_PM`` as a numpy matrix with at least ``needed`` finite columns, or ``ValueError`` naming who asked."""
     u_PM = np.asarray(u_PM)
     if u_PM.ndim != 2 or u_PM.shape[1] < needed:
         raise ValueError(f"{name} needs n = {needed} samples per prompt, but got an array of shape {u_PM.shape}")

@@ -61,6 +61,10 @@ def average_of(parts):
 
     Raises:
       ValueError: weights that are no probabilities.
+
+    Examples:
+      >>> average_of([(0.5, standard()), (0.5, best_of(4))]).name
+      'average_of(standard,best_of(4))'
     """
     weights, procedures = checked_parts("average_of", parts)
     return Objective(
@@ -88,6 +92,10 @@ def from_name(name):
 
     Raises:
       ValueError: anything else; the message lists what is legal.
+
+    Examples:
+      >>> from_name("best_of(4)").distortion(0.5)  # all four below the median
+      0.0625
     """
     if hasattr(name, "parts"):
         return name

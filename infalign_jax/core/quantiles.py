@@ -57,6 +57,11 @@ def calibrate_by_quantiles(rewards_BR, quantiles_BM, levels_M):
     rewards_BR [..., R], quantiles_BM [..., M] increasing, levels_M [M] increasing inside (0, 1). Returns float32
     [..., R] in [0, 1], non-decreasing in the reward; the gradient is zero, as for `calibrate`. A row whose quantiles
     decrease or are not finite, and a reward that is not finite, give NaN. Raises ValueError for mismatched shapes.
+
+    Examples:
+      >>> u = calibrate_by_quantiles(jnp.array([[1.5]]), jnp.array([[1.0, 2.0, 3.0]]), levels(3))
+      >>> round(float(u[0, 0]), 4)
+      0.3333
     """
     shapes = jnp.shape(rewards_BR), jnp.shape(quantiles_BM), jnp.shape(levels_M)
     if len(shapes[2]) != 1 or shapes[2][0] < 2 or shapes[1][-1:] != shapes[2] or not shapes[0]:

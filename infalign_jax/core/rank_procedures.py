@@ -15,13 +15,23 @@ def standard():
 
 
 def best_of(n):
-    """Draw n, keep the highest: ``g(x) = x**n``, convex; ``W = 1 - n int F^n v^(n-1) dv``."""
+    """Draw n, keep the highest: ``g(x) = x**n``, convex; ``W = 1 - n int F^n v^(n-1) dv``.
+
+    Examples:
+      >>> best_of(2).distortion(0.5)
+      0.25
+    """
     n = check_whole("n of best_of", n)
     return dataclasses.replace(order_statistic(n, n), name=f"best_of({n})")
 
 
 def worst_of(n):
-    """Draw n, keep the lowest: ``g(x) = 1 - (1-x)**n``, concave: what an adversary with n tries (or an audit) sees."""
+    """Draw n, keep the lowest: ``g(x) = 1 - (1-x)**n``, concave: what an adversary with n tries (or an audit) sees.
+
+    Examples:
+      >>> float(worst_of(2).distortion(0.5))
+      0.75
+    """
     n = check_whole("n of worst_of", n)
     return dataclasses.replace(order_statistic(1, n), name=f"worst_of({n})")
 
@@ -263,7 +273,9 @@ def _difference(function, step=1e-3):
 
 
 def checked_parts(what, parts):
-    """Weights (float array summing to 1) and procedures of ``[(w, procedure), ...]``."""
+    """Weights (float array summing to 1) and procedures of ``parts``, ``[(w, procedure), ...]``; ``ValueError`` naming ``what``
+    takes them if they are something else.
+    """
     parts = list(parts)
     try:
         weights = np.array([float(w) for w, _ in parts])
@@ -275,7 +287,7 @@ def checked_parts(what, parts):
 
 
 def parts_name(head, weights, procedures):
-    """``head(w*name,...)``, without the weights where they are equal."""
+    """``head(w*name,...)`` of weights and procedures, without the weights where they are equal."""
     if np.ptp(weights) < 1e-12:
         return f"{head}({','.join(p.name for p in procedures)})"
     return f"{head}({','.join(f'{w:.15g}*{p.name}' for w, p in zip(weights, procedures, strict=True))})"

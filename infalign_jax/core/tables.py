@@ -26,6 +26,10 @@ def make_table(rewards, mask_PK=None) -> Table:
     mask_PK (with an array only) is 0 where a rollout failed; what stands there is not looked at. K of the result is the
     largest number of rollouts any prompt has. Host code.
     Raises ValueError for a prompt without rollouts or for a reward that is not finite in float32.
+
+    Examples:
+      >>> make_table([[2.0, 1.0], [3.0]]).rewards_PK.tolist()
+      [[1.0, 2.0], [3.0, inf]]
     """
     rows = list(rewards)
     if mask_PK is not None:

@@ -35,6 +35,11 @@ def kl(phi, beta, calibration_samples=None):
       phi: transform.
       beta: KL coefficient, > 0.
       calibration_samples: None for exact calibration, or K: the mean over tables of K fixed rollouts.
+
+    Examples:
+      >>> from infalign_jax.core import transforms
+      >>> round(kl(transforms.log(), 1 / 3), 4)  # the best-of-4 policy: log 4 - 3/4
+      0.6363
     """
     if calibration_samples is not None:
         values = finite_table.cell_values(phi, calibration_samples)
@@ -59,6 +64,11 @@ def win_rate(objective, phi, beta, calibration_samples=None):
 
     Returns:
       W in [0,1]; ½ for a constant phi.
+
+    Examples:
+      >>> from infalign_jax.core import procedures, transforms
+      >>> round(win_rate(procedures.standard(), transforms.log(), 1 / 3), 4)  # best of 4 against one draw
+      0.8
     """
     if calibration_samples is not None:
         values = finite_table.cell_values(phi, calibration_samples)
@@ -70,7 +80,7 @@ def win_rate(objective, phi, beta, calibration_samples=None):
 
 
 def win_rate_of_density(objective, density_M, cdf_M, nodes):
-    """Win rate of any policy given by the density and distribution function of u at the nodes of a grid."""
+    """Win rate of any policy under an objective, given by density_M and cdf_M of u at the nodes of a grid."""
     total = 0.0
     for weight, part in objective.parts:
         after_M, _ = part.law(density_M, cdf_M, nodes)
@@ -90,6 +100,11 @@ def beta_for_kl(phi, kl, calibration_samples=None):
 
     Raises:
       ValueError: the target is not positive, or beyond what phi (or the table) can reach.
+
+    Examples:
+      >>> from infalign_jax.core import transforms
+      >>> round(beta_for_kl(transforms.log(), 0.6363), 3)
+      0.333
     """
     from scipy import optimize
 
@@ -117,6 +132,8 @@ def beta_for_kl(phi, kl, calibration_samples=None):
         low -= 0.7
         if low < guess - 30:
             reached = divergence(math.exp(low))
+            if reached < 1e-12:
+                raise ValueError(f"kl = {target:g} is too small: float64 cannot tell it from 0")
             table = "" if calibration_samples is None else f" with a table of {calibration_samples} rollouts"
             raise ValueError(f"kl = {target:g} is out of reach of {name}{table}: its largest KL is {reached:.4g}")
     while divergence(math.exp(high)) > target:
@@ -145,12 +162,14 @@ def _normalized(log_weights_M, nodes):
 
 
 def kl_of_density(log_f_M, nodes):
-    """``int f log f - (f - 1)``: the second term is 0 in all, and keeps the digits of a small KL."""
+    """``int f log f - (f - 1)``, from log_f_M at the nodes of a grid: the second term is 0 in all, and keeps the digits of a
+    small KL.
+    """
     return float(nodes.integral(np.exp(log_f_M) * log_f_M - np.expm1(log_f_M)))
 
 
 def check_positive(name, value):
-    """``value`` as float, or ``ValueError`` naming the argument unless it is a positive finite number."""
+    """``value`` as float, or ``ValueError`` with the argument's ``name`` unless it is a positive finite number."""
     if isinstance(value, bool) or not np.isscalar(value) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be a positive finite number, got {value!r}")
     return float(value)

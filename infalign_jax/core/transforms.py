@@ -67,6 +67,10 @@ def exponential(t):
 
     Raises:
       ValueError: t is 0 or not finite (0 would make a constant).
+
+    Examples:
+      >>> exponential(10).name, float(exponential(10)(0.0))
+      ('exponential(10)', 1.0)
     """
     t = float(t)
     if not math.isfinite(t) or t == 0:
@@ -100,6 +104,10 @@ def standardize(phi):
 
     Raises:
       ValueError: phi has no finite mean and variance, or is constant.
+
+    Examples:
+      >>> round(float(standardize(identity())(1.0)), 3)  # (u - 1/2) / sqrt(1/12)
+      1.732
     """
     name = getattr(phi, "name", getattr(phi, "__name__", "custom"))
     if getattr(phi, "standard", None) is not None:
@@ -164,7 +172,7 @@ def tabulate(phi, calibration_samples):
 
 
 def check_whole(name, value, low=1):
-    """``value`` as int, or ``ValueError`` naming the argument, its value and the least legal one."""
+    """``value`` as int, or ``ValueError`` with the argument's ``name`` and its value if it is no whole number of at least ``low``."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
     if not math.isfinite(value) or value != int(value) or value < low:
@@ -182,6 +190,10 @@ def from_name(name):
       ValueError: anything else; the message lists what is legal. ``optimal(...)`` depends on the KL target and the
         table
         size and is made by ``optimal.resolve``.
+
+    Examples:
+      >>> from_name("exponential(-5)")
+      <transform exponential(-5)>
     """
     if isinstance(name, Transform):
         return name

@@ -14,7 +14,7 @@ _STEP = 0.25  # of the trapezoidal rule in log s, analytic for |Im| < pi/2
 
 
 def rewind_and_repeat(threshold_quantile, max_tries):
-    """Keep the first draw above a quantile q of the reference, else the last of ``max_tries`` draws.
+    """Keep the first draw above the reference's quantile q, ``threshold_quantile``, else the last of ``max_tries`` draws.
 
     With ``p = F(q)``, ``T = max_tries`` and ``S = 1 + p + ... + p^(T-2)`` the result has distribution
     ``p^(T-1) F(v) + 1{v > q} S (F(v) - p)``: a function of F(v) and F(q). ``select`` wants calibrated rewards.
@@ -71,6 +71,10 @@ def soft_best_of(n, temperature):
 
     Raises:
       ValueError: n is not a positive whole number, or the temperature is not in [0.01, inf).
+
+    Examples:
+      >>> soft_best_of(4, 0.5).name
+      'soft_best_of(4,0.5)'
     """
     n = check_whole("n of soft_best_of", n)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0.01 <= temperature < math.inf:

@@ -34,6 +34,11 @@ def exact_win_rate(procedure, policy_probs, reference_probs, rewards):
     weighted mean of its parts' win rates. Returns float64 [...] in [0, 1].
     Raises ValueError for negative or non-finite probabilities, sums off 1 by more than 1e-5, non-finite rewards, and a
     procedure whose law is no distortion.
+
+    Examples:
+      >>> from infalign_jax.core import procedures
+      >>> float(exact_win_rate(procedures.best_of(2), [0.0, 1.0], [0.5, 0.5], [0.0, 1.0]))  # 1/4 + 3/4 * 1/2
+      0.625
     """
     policy, reference = _probabilities("policy_probs", policy_probs), _probabilities("reference_probs", reference_probs)
     policy, reference, rewards = np.broadcast_arrays(policy, reference, _finite("rewards", rewards))
@@ -115,9 +120,14 @@ def estimate_win_rate(
 
     policy_rewards_PM and reference_rewards_PM hold the rewards of independent samples for the same prompts, in the same
     order; the numbers of samples may differ. With a leading axis [S, P, M] of training seeds (on either side or both)
-    the interval is over prompts *and* seeds (`bootstrap.mean_interval`). Every number lies in [0, 1]; the same `seed`
-    gives the same interval. Raises ValueError for other shapes, one prompt only, non-finite rewards, or fewer samples
+    the interval, at the level `confidence` and from so many `resamples`, is over prompts *and* seeds
+    (`bootstrap.mean_interval`). Every number lies in [0, 1]; the same `seed` gives the same interval. Raises ValueError for other shapes, one prompt only, non-finite rewards, or fewer samples
     than the procedure draws.
+
+    Examples:
+      >>> from infalign_jax.core import procedures
+      >>> estimate_win_rate(procedures.standard(), [[1.0, 3.0], [1.0, 3.0]], [[2.0, 0.0], [2.0, 0.0]]).value
+      0.75
     """
     _check_prompts(policy=policy_rewards_PM, reference=reference_rewards_PM)
     per_prompt = win_rate_per_prompt(procedure, policy_rewards_PM, reference_rewards_PM)
@@ -137,8 +147,8 @@ def paired_difference(
 ) -> Estimate:
     """Win rate of a policy minus win rate of a baseline, both against the same reference samples, prompt by prompt.
 
-    Shapes, seeds, intervals and errors as in `estimate_win_rate`; a baseline without a seed axis is compared with every
-    seed. What the two share (the difficulty of a prompt, the luck of the reference samples) cancels, so an interval
+    procedure, policy_rewards_PM, reference_rewards_PM, confidence, resamples, seeds and errors as in `estimate_win_rate`;
+    baseline_rewards_PM without a seed axis is compared with every seed. What the two share (the difficulty of a prompt, the luck of the reference samples) cancels, so an interval
     above 0 is the claim "better on such prompts". Numbers lie in [−1, 1].
     """
     _check_prompts(policy=policy_rewards_PM, baseline=baseline_rewards_PM, reference=reference_rewards_PM)

@@ -9,6 +9,7 @@ import pathlib
 from infalign_jax.data.rows import read_rows
 
 FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_LONGEST = 2**31 - 1  # letters of a cell of a CSV file; the library's own limit is less than a long prompt
 _ROWS_PER_GROUP = 4096  # of a Parquet file that is written: what is held in memory
 
 
@@ -35,7 +36,10 @@ def read(path):
     """
     kind = format_of(path)
     if not pathlib.Path(path).is_file():
-        raise ValueError(f"data file {str(path)!r} does not exist")
+        found = pathlib.Path(path).exists()
+        raise ValueError(
+            f"data file {str(path)!r} {'is a folder or a device, not a file' if found else 'does not exist'}"
+        )
     return {"jsonl": read_rows, "csv": _read_csv, "parquet": _read_parquet}[kind](path)
 
 
@@ -43,7 +47,11 @@ def _read_csv(path):
     rows, where = None, f"{path}:1"
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
+            csv.field_size_limit(_LONGEST)
             rows = csv.DictReader(file, strict=True)
+            names = rows.fieldnames or []
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{where}: the column {twice[0]!r} is there twice; rename one")
             for row in rows:
                 where = f"{path}:{rows.line_num}"
                 if None in row or None in row.values():

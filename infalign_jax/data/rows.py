@@ -40,6 +40,8 @@ def _parse(line, where):
         raise ValueError(f"{where}: the line is not UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: the line is not valid JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise ValueError(f"{where}: the line is not valid JSON: {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: the line holds a JSON {type(row).__name__}; a row must be a JSON object")
     return row

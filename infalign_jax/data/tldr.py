@@ -8,6 +8,8 @@ from infalign_jax.data.split import keep_some, require_fraction, split_by_prompt
 
 
 class Post(NamedTuple):
+    """A post, as a prompt, with a summary of it."""
+
     prompt: str
     summary: str
     subreddit: str

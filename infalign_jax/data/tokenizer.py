@@ -29,9 +29,11 @@ class Tokenizer(Protocol):
     def decode(self, ids: list[int]) -> str:
         """The text of the ids; control ids (padding, BOS, EOS) leave no trace in it."""
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of each text."""
 
-    def decode_batch(self, ids: list[list[int]]) -> list[str]: ...
+    def decode_batch(self, ids: list[list[int]]) -> list[str]:
+        """`decode` of each list of ids."""
 
     def save(self, folder) -> None:
         """Writes the tokeniser into the folder, from where `load(folder)` reads it."""

@@ -19,7 +19,7 @@ def kl_by_group(evaluation):
     groups = records.unique(rows, "group")
     target = evaluation.summary["target_kl"]
     height = 1.5 + 0.46 * len(methods)
-    panels = [Panel(partial(_strips, rows=rows, methods=methods, target=target), (5.4, height))]
+    panels = [Panel(partial(_strips, rows=rows, methods=methods, target=target), (4.9, height))]
     if len(groups) <= MOST_CELLS:
         panels.append(
             Panel(
@@ -31,8 +31,8 @@ def kl_by_group(evaluation):
         name="kl_by_group",
         title="Where the KL goes: KL spent on each group of prompts",
         caption=f"KL from the reference in nats per sequence, by prompt group, for policies meant to spend {target:g} "
-        "on average (dotted line). Left: one dot a group, ± standard error, and the ratio of the largest to the "
-        "smallest. Right: the numbers, blue below the target and orange above.",
+        "on average (dotted line). First: one dot a group, ± standard error, and the ratio of the largest to the "
+        "smallest. Second: the numbers, blue below the target and orange above.",
         panels=panels,
         columns=len(panels),
     )

@@ -32,13 +32,13 @@ def headline(evaluation):
     return Picture(
         name="headline",
         title=f"{procedure[0].upper() + procedure[1:]}: win rate over the reference, at equal KL",
-        caption=f"Left: probability that {procedure} of the aligned policy beats {procedure} of the reference policy "
+        caption=f"First: probability that {procedure} of the aligned policy beats {procedure} of the reference policy "
         f"({judge_title(judge)}), against the KL spent; each curve interpolates between the reference and the "
         "trained weights, "
         "shading is the 95 % interval over prompts, the dashed line is the best any policy can do in theory. "
-        f"Right: the same at KL {target:g} nats; an upright bar marks what theory predicts for the method, "
+        f"Second: the same at KL {target:g} nats; an upright bar marks what theory predicts for the method, "
         "a hollow marker is the other judge where there is one.",
-        panels=[Panel(curves, (5.4, height)), Panel(points, (5.4, height))],
+        panels=[Panel(curves, (4.9, height)), Panel(points, (4.9, height))],
         columns=2,
     )
 
@@ -172,16 +172,16 @@ def _point_key(axes, judge, others, theory):
 
 
 def win_rate_against_kl(evaluation, judge=None):
-    """Win rate against KL for every procedure, one panel each, with the theoretical optimum; last comes the legend."""
+    """Win rate against KL for every procedure, one panel each, with the theoretical optimum; first comes the legend."""
     judge = judge or records.headline_key(evaluation)[1]
     rows = records.select(evaluation.frontier, judge=judge)
     methods = style.looks(row["method"] for row in evaluation.results)
     keys = sorted(records.unique(rows, records.procedure_key), key=records.procedure_position)
-    panels = [
+    panels = [Panel(partial(_legend, methods=methods, theory=bool(evaluation.theory)), (3.7, 3.1))]
+    panels += [
         Panel(partial(_curves, evaluation=evaluation, key=key, judge=judge, methods=methods, labels=False), (3.7, 3.1))
         for key in keys
     ]
-    panels.append(Panel(partial(_legend, methods=methods, theory=bool(evaluation.theory)), (3.7, 3.1)))
     return Picture(
         name="win_rate_against_kl" if judge == records.headline_key(evaluation)[1] else f"win_rate_against_kl_{judge}",
         title=f"Win rate against KL, {judge_title(judge)}",
@@ -222,7 +222,7 @@ def win_rate_by_procedure(evaluation):
     judges = sorted(records.unique(evaluation.results, "judge"), key=lambda judge: judge != head)
     methods = style.looks(row["method"] for row in evaluation.results)
     panels = [
-        Panel(partial(_profile, evaluation=evaluation, judge=judge, methods=methods), (5.4, 4.2)) for judge in judges
+        Panel(partial(_profile, evaluation=evaluation, judge=judge, methods=methods), (4.9, 4.0)) for judge in judges
     ]
     return Picture(
         name="win_rate_by_procedure",
@@ -255,6 +255,7 @@ def _profile(axes, evaluation, judge, methods):
     )
     axes.set_xlim(-0.3, len(keys) - 0.75)
     axes.grid(axis="x", visible=False)
+    axes.set_xlabel("procedure")
     axes.set_ylabel("win rate over the reference")
     axes.set_title(judge_title(judge)[0].upper() + judge_title(judge)[1:])
     _label_ends(axes, ends, {method: look.color for method, look in methods.items()})

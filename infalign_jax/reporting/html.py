@@ -12,18 +12,15 @@ from etils import epath
 from infalign_jax.reporting import figures, picture, records, style, tables
 from infalign_jax.reporting.progress import duration, number
 from infalign_jax.reporting.stylesheet import css
+from infalign_jax.reporting.visible import visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-# Marks that turn the direction of all that follows: shown by number.
-VISIBLE |= {code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 MOST_PROMPTS_OPEN = 6
 
 
 def text(value):
     """Any value as safe HTML text: markup escaped, control and direction marks visible, lone surrogates replaced."""
-    clean = str(value).encode("utf-8", "replace").decode().translate(VISIBLE)
-    return escape(clean, quote=True)
+    return escape(visible(value, keep="\n\t"), quote=True)
 
 
 def write_report(folder):
@@ -217,15 +214,40 @@ def _win_rates(evaluation, head):
 def _differences(evaluation):
     if not evaluation.comparisons:
         return ""
-    header, rows = tables.comparison_cells(evaluation.comparisons)
-    cells = []
-    for row in rows:
-        kind = " yes" if row[-1] == tables.ABOVE else ""
-        cells.append([*map(text, row[:-1]), f'<span class="verdict{kind}">{text(row[-1])}</span>'])
-    note = (
-        "Difference of win rates on the same prompts; where its 95 % interval lies above 0, the first method is better."
+    key, judge = records.headline_key(evaluation)
+    kinds = records.unique(evaluation.comparisons, lambda row: (records.procedure_key(row), row["judge"]))
+    kinds = sorted(kinds, key=lambda kind: (kind[1] != judge, -records.procedure_position(kind[0])))
+    parts = {kind: _difference_table(evaluation.comparisons, *kind) for kind in kinds}
+    first = parts.pop((key, judge), "")
+    rest = (
+        f"<details><summary>Other procedures and judges</summary>{''.join(parts.values())}</details>" if parts else ""
     )
-    return f'<p class="note">{note}</p>' + _table(map(text, header), cells)
+    note = (
+        "Difference of win rates on the same prompts; where its 95 % interval lies above 0, the first method is better. "
+        "The better method of each pair stands first."
+    )
+    return f'<p class="note">{note}</p>{first}{rest}'
+
+
+def _difference_table(comparisons, key, judge):
+    """The pairs of methods under one procedure and judge, largest difference first, and none twice."""
+    rows = {(row["method"], row["baseline"]): row for row in records.select(comparisons, procedure=key, judge=judge)}
+    mirrored = {pair for pair, row in rows.items() if (row["difference"], pair) < (_turned(rows, pair), pair[::-1])}
+    shown = sorted((row for pair, row in rows.items() if pair not in mirrored), key=lambda row: -row["difference"])
+    cells = []
+    for row in shown:
+        kind = " yes" if tables.verdict(row) == tables.ABOVE else ""
+        verdict = f'<span class="verdict{kind}">{text(tables.verdict(row))}</span>'
+        pair = f"{text(row['method'])} − {text(row['baseline'])}"
+        cells.append([pair, f"{row['difference']:+.3f}", f"[{row['low']:+.3f}, {row['high']:+.3f}]", verdict])
+    title = f"{records.procedure_title(key)}, judged by the {figures.judge_title(judge)}"
+    header = ["methods", "difference", "95 % interval", "verdict"]
+    return f"<h3>{text(title[0].upper() + title[1:])}</h3>" + _table(header, cells, "differences")
+
+
+def _turned(rows, pair):
+    """The difference of the same two methods the other way round; below all others where there is none."""
+    return rows[pair[::-1]]["difference"] if pair[::-1] in rows else -2.0
 
 
 def _samples(evaluation):

@@ -83,7 +83,9 @@ footer{padding:6px 20px 40px;font-size:.85rem;color:var(--muted)}
  .scroll{margin:0 -14px;padding:0 14px}
  .tiles{grid-template-columns:1fr 1fr}
  .tile b{font-size:1.3rem}
+ table{font-size:.84rem}
  .sample{grid-template-columns:1fr}
+ .differences td:first-child{white-space:normal;min-width:8.5em}
 }
 @media print{nav{display:none}section{break-inside:avoid;border:0}body{background:#fff}}
 """

@@ -78,8 +78,8 @@ def _fold(header, rows, width):
     return [*blocks, block]
 
 
-def comparison_cells(comparisons):
-    """(header, rows) of strings: one paired difference a row, with the verdict on its interval."""
+def differences(comparisons):
+    """The paired differences of win rates as text; the last column says whether the interval excludes 0."""
     ordered = sorted(comparisons, key=lambda row: -records.procedure_position(records.procedure_key(row)))
     rows = [
         [
@@ -92,9 +92,5 @@ def comparison_cells(comparisons):
         ]
         for row in ordered
     ]
-    return ["methods", "procedure", "judge", "difference", "95 % interval", "verdict"], rows
-
-
-def differences(comparisons):
-    """The paired differences of win rates as text; the last column says whether the interval excludes 0."""
-    return "Paired differences of win rates on the same prompts\n\n" + align(*comparison_cells(comparisons))
+    header = ["methods", "procedure", "judge", "difference", "95 % interval", "verdict"]
+    return "Paired differences of win rates on the same prompts\n\n" + align(header, rows)

@@ -31,7 +31,7 @@ from infalign_jax.stages.experiment import (
 from infalign_jax.stages.policies import begin, describe, export, trained_shardings
 from infalign_jax.stages.reward import mean_reward, open_reward
 from infalign_jax.stages.scores import Shaping, method_shaping, shape_rewards, taken  # noqa: F401 (Shaping is for callers)
-from infalign_jax.stages.scoring import score_rollouts
+from infalign_jax.stages.scoring import score_rollouts, show_responses
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.accumulation import accumulate
 from infalign_jax.training.loop import restore_or, train
@@ -74,8 +74,13 @@ def objective(
     log_ratios_BR = masked_sum(log_probs_BRC - reference_log_probs_BRC, mask_BRC)
     advantages_BR = advantages(scores_BR, log_ratios_BR, beta)
     loss = shaping.loss_scale * surrogate_loss(log_probs_BRC, mask_BRC, advantages_BR)
-    return loss, {
-        "loss": loss,
+    return loss, {"loss": loss, **describe_rollouts(batch, scores_BR, u_BR, advantages_BR, kl_BRC, entropy_BRC)}
+
+
+def describe_rollouts(batch, scores_BR, u_BR, advantages_BR, kl_BRC, entropy_BRC):
+    """Metrics of a batch of rollouts, whatever is learned from them; `responses` holds those of each rollout."""
+    mask_BRC = batch["mask"]
+    return {
         "reward": mean_reward(batch["rewards"]),
         "calibrated": u_BR.mean(),
         "score": scores_BR.mean(),
@@ -83,6 +88,7 @@ def objective(
         "entropy": masked_sum(entropy_BRC, mask_BRC).mean(),
         "length": mask_BRC.sum(-1).mean(),
         "truncated": 1.0 - batch["ended"].mean(),
+        "responses": {"calibrated": u_BR, "advantage": advantages_BR},
     }
 
 
@@ -252,7 +258,7 @@ def on_policy(inputs, method, seed, watch, update, policy=lambda variables: vari
     """
     experiment, prompts = inputs.experiment, inputs.prompts
     config, section = experiment.config, experiment.config.align
-    purpose = f"align/{seed}"
+    purpose, folder = f"align/{seed}", method_folder(experiment.workdir, method, seed)
     batches = make_batches(len(prompts.texts), section.prompts_per_step, config.seed, purpose)
 
     def advance(step, state):
@@ -285,7 +291,11 @@ def on_policy(inputs, method, seed, watch, update, policy=lambda variables: vari
             "table": taken(method, table_BK, table_BK),
         }
         batch = {"tokens": rollouts.tokens_BRC, "mask": rollouts.mask_BRC, **put_batch(experiment.mesh, on_host)}
-        return update(step, state, batch, rows)
+        state, metrics = update(step, state, batch, rows)
+        responses = metrics.pop("responses")
+        if section.show_every and step % section.show_every == 0:
+            show_responses(experiment, folder, f"align {method}", step, texts, rollouts, rewards_BR, responses)
+        return state, metrics
 
     return advance
 

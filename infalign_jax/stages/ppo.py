@@ -14,9 +14,9 @@ from infalign_jax.core.masking import masked_sum
 from infalign_jax.core.ppo import clipped_policy_loss, generalized_advantages, token_rewards, value_loss, whiten
 from infalign_jax.models import heads, transformer
 from infalign_jax.sampling.log_probs import token_log_probs, token_statistics
-from infalign_jax.stages.align import Trainer, on_policy
+from infalign_jax.stages.align import Trainer, describe_rollouts, on_policy
 from infalign_jax.stages.policies import begin, trained_shardings
-from infalign_jax.stages.reward import mean_reward, reward_shapes
+from infalign_jax.stages.reward import reward_shapes
 from infalign_jax.stages.scores import method_shaping, shape_rewards
 from infalign_jax.training.mesh import replicated
 from infalign_jax.training.seeds import key_for
@@ -115,15 +115,9 @@ def prepare(model, variables, reference_variables, batch, shaping, beta, decay, 
     advantages_BRC, targets_BRC = generalized_advantages(rewards_BRC, values_BRC, mask_BRC, discount=1.0, decay=decay)
     names = ("prompt_tokens", "prompt_lengths", "tokens", "mask")
     made = {"old": log_probs_BRC, "advantages": whiten(advantages_BRC, mask_BRC), "targets": targets_BRC}
-    return {**{name: batch[name] for name in names}, **made}, {
-        "reward": mean_reward(batch["rewards"]),
-        "calibrated": u_BR.mean(),
-        "score": scores_BR.mean(),
-        "kl": masked_sum(kl_BRC, mask_BRC).mean(),
-        "entropy": masked_sum(entropy_BRC, mask_BRC).mean(),
-        "length": mask_BRC.sum(-1).mean(),
-        "truncated": 1.0 - batch["ended"].mean(),
-    }
+    per_response_BR = masked_sum(made["advantages"], mask_BRC) / mask_BRC.sum(-1)
+    told = describe_rollouts(batch, scores_BR, u_BR, per_response_BR, kl_BRC, entropy_BRC)
+    return {**{name: batch[name] for name in names}, **made}, told
 
 
 def loss(model, variables, reference_variables, data, clip):

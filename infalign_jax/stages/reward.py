@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import os
+import sys
 import threading
 import traceback
 
@@ -22,16 +24,19 @@ LOWEST = np.float32(-1e30)
 
 
 def python_reward(spec):
-    """The function named by 'module:function', called as `f(prompts, completions) -> rewards`.
+    """The function named by 'module:function', called as `f(prompts, completions) -> rewards`; the module may lie in the
+    current folder.
 
     Raises:
       ValueError: no such module or function, or a module that fails to import; the function itself raises ValueError for
         whatever the user's code raises, with the line it came from.
     """
     module, _, name = spec.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         raise ValueError(f"{spec!r} cannot be imported: {describe(error)}") from error
     if not callable(function):
         raise ValueError(f"{spec!r} is {type(function).__name__}, not a function")
@@ -42,7 +47,7 @@ def python_reward(spec):
         try:
             with lock:
                 return function(prompts, completions)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"the reward {spec!r} raised {describe(error)}") from error
 
     return reward

@@ -5,9 +5,9 @@ import math
 LARGEST = 2**31 - 1  # what an int32 holds: steps, sizes and seeds live in such
 
 
-def whole(low):
-    """Integers of at least `low` that fit an int32."""
-    return (lambda v: _is_whole(v) and low <= v <= LARGEST), f"an integer of at least {low} and at most {LARGEST}"
+def whole(low, high=LARGEST):
+    """Integers of at least `low` and at most `high`, by default all that fit an int32."""
+    return (lambda v: _is_whole(v) and low <= v <= high), f"an integer of at least {low} and at most {high}"
 
 
 def real(low, high=math.inf, *, open_low=False):

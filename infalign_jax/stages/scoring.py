@@ -1,11 +1,17 @@
-"""Rollouts to rewards: each process decodes and scores what its own devices have drawn, and all get the whole."""
+"""Rollouts to rewards: each process decodes and scores what its own devices have drawn, and all get the whole.
+
+Some are shown to the people who wait.
+"""
 
 import numpy as np
 
 from infalign_jax.data.tokenize import decode_completions
+from infalign_jax.reporting import samples
 from infalign_jax.stages.reward import score
 from infalign_jax.training import mesh as meshes
-from infalign_jax.training.distributed import many
+from infalign_jax.training.distributed import is_first, many
+
+KEPT_PROMPTS = 2  # of a batch whose responses are kept
 
 
 def score_rollouts(experiment, rollouts, prompt_texts, rewards, where):
@@ -62,6 +68,32 @@ def first_completions(experiment, rollouts, count):
         return []
     texts = _texts(experiment, *(x[:count] for x in meshes.fetch((rollouts.tokens_BRC, rollouts.mask_BRC))))
     return [texts[i : i + R] for i in range(0, len(texts), R)]
+
+
+def show_responses(experiment, folder, title, step, prompt_texts, rollouts, rewards_BR, responses):
+    """Prints the responses to the first prompt of a batch, and keeps those to the first two: `reporting.samples`.
+
+    Args:
+      experiment: an `Experiment`.
+      folder: the policy's.
+      title: the policy's, for the terminal.
+      step: number of updates behind it.
+      prompt_texts: B strings.
+      rollouts: `Rollouts` of B prompts.
+      rewards_BR: their rewards, on the host.
+      responses: `calibrated` and `advantage`, each `[B, R]`, on the devices.
+    """
+    count = min(KEPT_PROMPTS, len(prompt_texts))
+    completions = first_completions(experiment, rollouts, count)
+    numbers = {"reward": rewards_BR, **meshes.fetch(responses)}
+    rows = [
+        {"prompt": prompt_texts[b], "response": text, **{name: float(x[b, r]) for name, x in numbers.items()}}
+        for b in range(count)
+        for r, text in enumerate(completions[b])
+    ]
+    if is_first():
+        samples.add(folder, step, rows)
+        samples.show(f"{title}, step {step}", rows[: rewards_BR.shape[1]])
 
 
 def _decode(experiment, rollouts, prompt_texts):

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from infalign_jax.core import optimal, procedures
 from infalign_jax.core.calibration import QUANTILES
+from infalign_jax.core.finite_table import MOST_ROLLOUTS
 from infalign_jax.data.dataset import SOURCES
 from infalign_jax.data.tokenize import ON_LONG
 from infalign_jax.data.tokenizer import MODEL_TYPES
@@ -68,7 +69,7 @@ RULES = {
     "sft": {**_TRAINING, "steps": whole(0)},
     "reward_model": _TRAINING,
     "sampling": {"temperature": real(0, open_low=True), "truncated": one_of(*TRUNCATED), "penalty": real(0)},
-    "calibrate": {"rollouts": whole(1), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES), "source": one_of(*SOURCES_OF_U), "held_out": whole(1), "mismatch": one_of("warn", "refuse", "ignore")},
+    "calibrate": {"rollouts": whole(1, MOST_ROLLOUTS), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES), "source": one_of(*SOURCES_OF_U), "held_out": whole(1), "mismatch": one_of("warn", "refuse", "ignore")},
     "amortize": {"enabled": flag(), "levels": whole(8), **_TRAINING, "held_out": whole(3), "leave_out": flag()},
     "prefix_scorer": {"enabled": flag(), "target": one_of(*TARGETS), "rollouts": whole(1), **_TRAINING, "held_out": whole(1)},
     "align": {
@@ -87,6 +88,7 @@ RULES = {
         "kl_rate": real(0),
         "kl_warmup": whole(0),
         "save_every": whole(1),
+        "show_every": whole(0),
         "keep": whole(1),
         "keep_best": whole(0),
     },

@@ -22,11 +22,13 @@ class Tracer:
         self.folder, self.steps, self.temporary = epath.Path(folder) / FOLDER, steps, None
 
     def before(self, step):
+        """Begins a trace if `step` is the first that is asked for."""
         if self.steps and self.temporary is None and self.steps[0] <= step <= self.steps[1]:
             self.temporary = tempfile.TemporaryDirectory(prefix="infalign-profile-")
             jax.profiler.start_trace(self.temporary.name, create_perfetto_trace=jax.process_index() == 0)
 
     def after(self, step, values):
+        """Ends the trace when `values`, what the last such step has made, are there."""
         if self.temporary is not None and step >= self.steps[1]:
             jax.block_until_ready(values)
             self.close()

@@ -52,7 +52,7 @@ def read_json(path):
     """The JSON object in `path`. Raises ValueError naming the file where it is damaged."""
     try:
         value = json.loads(epath.Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not JSON ({error}); {_REPAIR}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it holds {type(value).__name__} instead of an object; {_REPAIR}")
@@ -123,7 +123,7 @@ def _check_same(workdir, config):
         "prefix_scorer.enabled:",
         "baselines:",
     )
-    free += ("align.at_once:", "align.keep:", "align.keep_best:", "align.save_every:")
+    free += ("align.at_once:", "align.keep:", "align.keep_best:", "align.save_every:", "align.show_every:")
     changed = [line for line in changed if not line.startswith(free)]
     if changed:
         raise ValueError(
@@ -165,7 +165,8 @@ def _lock(workdir):
         try:
             yield
         except BaseException as error:
-            ended = " ".join(str(error).split()) or type(error).__name__
+            interrupted = isinstance(error, KeyboardInterrupt)
+            ended = "interrupted" if interrupted else " ".join(str(error).split()) or type(error).__name__
             raise
         finally:
             with contextlib.suppress(OSError):  # the disk may be full: that is what is being reported

@@ -20,6 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from infalign_jax.core import transforms
 from infalign_jax.integrations import trl as ours
+from tests.peers.recording import recording
 
 pytestmark = pytest.mark.peers
 WORDS = ["the", "a", "red", "blue", "old", "young", "fox", "bird", "runs", "sings", "and", "or", "user", "assistant"]
@@ -85,18 +86,6 @@ def train(kind, tiny, reward, rows, folder, steps=2, **changes):
     )  # fmt: skip
     trainer.train()
     return trainer
-
-
-def recording(reward):
-    """The reward function, and a list that collects each call's rewards, u and scores."""
-    calls, plain = [], reward.score
-
-    def score(*arguments):
-        calls.append((arguments[0], *plain(*arguments)))
-        return calls[-1][1:]
-
-    reward.score = score
-    return calls
 
 
 def by_hand(prompts, raw):

@@ -27,6 +27,7 @@ from tunix.tests import test_common as toys
 
 from infalign_jax.core import transforms
 from infalign_jax.integrations import tunix as ours
+from tests.peers.recording import recording
 
 pytestmark = pytest.mark.peers
 PROMPTS = ["hello world", "My name is", "Hello there !", "input string"]
@@ -45,18 +46,6 @@ def by_hand(prompts, raw):
     rows = [np.array(TABLE[p]) for p in prompts]
     u = np.array([np.mean(row < r) + np.mean(row == r) / 2 for row, r in zip(rows, raw, strict=True)])
     return u, transforms.standardize(transforms.exponential(10))(u)
-
-
-def recording(reward):
-    """A list that collects each call's prompts, rewards, u and scores."""
-    calls, plain = [], reward.score
-
-    def score(*arguments):
-        calls.append((arguments[0], *plain(*arguments)))
-        return calls[-1][1:]
-
-    reward.score = score
-    return calls
 
 
 def train(reward, rows, steps=2, **changes):
