@@ -1,7 +1,7 @@
 """How the align step's cost grows with the number of devices: `python -m infalign_jax.scale.growth`.
 
-A small model and one global batch: compiled for 16 to 2,048 chips that need not exist; a smaller one compiled and run on 1 to
-8 CPU devices of this machine. Numbers go to docs/growth.json, the figure to docs/images/growth.png. `--parts cpu` or `v5p` does
+One small model and one global batch: compiled for 16 to 2,048 chips that need not exist; and, with fewer prompts, compiled and
+run on 1 to 8 CPU devices of this machine. Numbers go to docs/growth.json, the figure to docs/images/growth.png. `--parts cpu` or `v5p` does
 one of the two, `--parts ""` only draws.
 """
 
@@ -17,13 +17,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 NUMBERS, FIGURE = ROOT / "docs" / "growth.json", ROOT / "docs" / "images" / "growth.png"
 SLICES = ("v5p:2x2x4", "v5p:4x4x4", "v5p:4x8x8", "v5p:8x8x16", "v5p:8x16x16")
 DEVICES = (1, 2, 4, 8)
-FSDP, PROMPTS, CPU_PROMPTS, ROUNDS = 16, 2048, 16, 3
-_SHAPE = dict(num_layers=4, remat="layer")
-CPU_MODEL = dict(vocab_size=4096, embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=2048, **_SHAPE)
-MODEL = dict(vocab_size=16384, embed_dim=2048, num_heads=16, num_kv_heads=8, head_dim=128, mlp_dim=8192, **_SHAPE)
+FSDP, PROMPTS, CPU_PROMPTS, ROUNDS = 16, 4096, 16, 3
+SIZES = dict(vocab_size=4096, num_layers=4, embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=2048)
 
 
-def small(sizes, prompts, dtype, **mesh):
+def small(prompts, dtype, **mesh):
     """The recipe and the architecture of the figure: small enough to compile in a minute, with every kind of parameter."""
     from infalign_jax.models import config as model_config
 
@@ -32,7 +30,7 @@ def small(sizes, prompts, dtype, **mesh):
         config.mesh.update(mesh)
         config.align.prompts_per_step, config.align.rollouts, config.align.microbatches = prompts, 2, 1
         config.data.prompt_tokens = config.data.response_tokens = 32
-    return config, model_config.from_dict({**sizes, "dtype": dtype})
+    return config, model_config.from_dict({**SIZES, "dtype": dtype, "remat": "layer"})
 
 
 def compiled_for(devices, config, model, effort=0):
@@ -80,16 +78,14 @@ def on_cpu():
     import jax
 
     for count in DEVICES:
-        compiled, row = compiled_for(
-            jax.devices()[:count], *small(CPU_MODEL, CPU_PROMPTS, "float32", data=1, fsdp=count)
-        )
+        compiled, row = compiled_for(jax.devices()[:count], *small(CPU_PROMPTS, "float32", data=1, fsdp=count))
         yield row | {"seconds": timed(compiled)}
 
 
 def on_slices():
     """Rows of the slices, compiled only."""
     for topology in SLICES:
-        config = small(MODEL, PROMPTS, "bfloat16", data=-1, fsdp=FSDP)
+        config = small(PROMPTS, "bfloat16", data=-1, fsdp=FSDP)
         yield {"topology": topology} | compiled_for(chips.devices(topology), *config, effort=-1)[1]
 
 
@@ -119,10 +115,7 @@ def main(words):
     draw(known)
 
 
-TITLES = {
-    "cpu": f"{CPU_PROMPTS} prompts, 1 to 8 CPU devices (fsdp = all)",
-    "v5p": f"{PROMPTS:,} prompts, 16 to 2,048 v5p chips (fsdp = {FSDP})",
-}
+TITLES = {"cpu": f"CPU devices, {CPU_PROMPTS} prompts", "v5p": f"v5p chips, {PROMPTS:,} prompts"}
 
 
 def draw(rows):
@@ -135,7 +128,7 @@ def draw(rows):
     from infalign_jax.reporting import style
 
     with matplotlib.rc_context(style.RC):
-        figure, grid = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
+        figure, grid = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
         for (left, right), (name, found) in zip(
             grid, ((name, rows[name]) for name in PARTS if name in rows), strict=False
         ):
@@ -144,10 +137,12 @@ def draw(rows):
             _panel(left, sizes, even, "1 / n", [row["flops"] / 1e9 for row in found], style.LOOKS["identity"])
             theory, received = ([row[key] / 1e6 for row in found] for key in ("theory", "received"))
             _panel(right, sizes, theory, "FSDP theory", received, style.LOOKS["exponential+"])
-            left.set(yscale="log", ylabel="GFLOP a device (loop bodies once)", title=TITLES[name])
-            right.set(ylim=(0, None), ylabel="MB a device receives in a step", title=TITLES[name])
+            left.set(yscale="log", ylabel="GFLOP a device (loops once)", title=TITLES[name])
+            left.set_yticks(even, [f"{value:,.0f}" for value in even])
+            left.minorticks_off()
+            right.set(ylim=(0, None), ylabel="MB received by a device", title=TITLES[name])
             for axes in (left, right):
-                axes.set_xlabel("CPU devices, n" if name == "cpu" else "chips, n")
+                axes.set_xlabel("devices, n" if name == "cpu" else "chips, n")
         FIGURE.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(FIGURE, dpi=150)
         plt.close(figure)
@@ -159,7 +154,7 @@ def _panel(axes, sizes, expected, what, found, look):
     axes.plot(sizes, expected, color=style.MUTED, ls="--", label=what)
     axes.plot(sizes, found, color=look.color, marker=look.marker, ls="", label="compiled program")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes.set_xticks(sizes, [f"{n:,}" for n in sizes], fontsize="small")
     axes.minorticks_off()
     axes.legend(frameon=False)
 
