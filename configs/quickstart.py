@@ -1,4 +1,4 @@
-"""A minute on two cores: a small language model on a synthetic task, aligned for best-of-N and worst-of-N, five methods compared.
+"""Two minutes on two cores: a small language model on a synthetic task, aligned for best-of-N and worst-of-N, five methods compared.
 
 The task gives every prompt a tone, and tones scale the reward by factors from 0.15 to 6: raw rewards are badly
 calibrated across prompts, as learned reward models are, and that is what calibration repairs.
@@ -14,7 +14,6 @@ def get_config():
         config.data.response_tokens = 6  # five words and what ends them
         config.sft.batch_size = 128
         config.align.at_once = 5  # all methods, which two cores then share evenly
-        config.align.steps = 100
         config.align.microbatches = 4  # the arrays of a quarter of a step fit the caches of a CPU
         config.evaluate.curve = (0.35, 0.7)
     return config
