@@ -63,7 +63,7 @@ def measure(name, step, model, chip, mesh, effort):
 
 
 def exchanges(found, model, work):
-    """Bytes a chip receives by kind of collective, against what FSDP needs, and the largest single gather."""
+    """Bytes a chip receives by kind of collective, against what the layout needs, and the largest single gather."""
     kinds = {kind: sum(c.received * c.times for c in found if c.kind == kind) for kind in hlo.KINDS}
     total = sum(kinds.values())
     gathers = [c for c in found if c.kind == "all-gather"]
