@@ -120,8 +120,8 @@ def test_one_string_is_a_stop_string():
     assert stop.check("ab") == ("ab",) and stop.check(["ab", "c"]) == ("ab", "c") and stop.check(()) == ()
 
 
-@pytest.mark.parametrize(("max_tokens", "expected"), [(40, "retire"), (16, "plain")])
-def test_stages_let_go_of_rollouts_where_it_pays(max_tokens, expected, monkeypatch):
+@pytest.mark.parametrize(("max_tokens", "fsdp", "expected"), [(40, 1, "retire"), (16, 1, "plain"), (40, 2, "plain")])
+def test_stages_let_go_of_rollouts_where_it_pays(max_tokens, fsdp, expected, monkeypatch):
     """Both samplers are given the same arguments, whose tokens are the same (above)."""
     from infalign_jax.stages import experiment
 
@@ -133,7 +133,8 @@ def test_stages_let_go_of_rollouts_where_it_pays(max_tokens, expected, monkeypat
     for name, module in (("retire", retire), ("plain", sampler)):
         monkeypatch.setattr(module, "sample", lambda *a, name=name, **o: calls.append((name, a[2:5], o)))
     monkeypatch.setattr(experiment.meshes, "put_batch", lambda mesh, batch: batch)
-    inputs = experiment.Experiment(config, None, None, SimpleNamespace(eos_id=3, pad_id=0), _CONFIG, None)
+    mesh = SimpleNamespace(shape={"data": 2, "fsdp": fsdp, "tensor": 1})
+    inputs = experiment.Experiment(config, None, None, SimpleNamespace(eos_id=3, pad_id=0), _CONFIG, mesh)
     prompts = experiment.Prompts([], [], np.arange(12).reshape(3, 4), np.array([4, 2, 1]), np.array([7, 8, 9]))
     experiment.draw(inputs, None, prompts, np.array([2, 0]), rollouts=6, purpose="test")
     ((name, (tokens, lengths, ids), options),) = calls

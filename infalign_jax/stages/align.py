@@ -264,7 +264,7 @@ def on_policy(inputs, method, seed, watch, update, policy=lambda variables: vari
     def advance(step, state):
         rows = batches(step)
         variables = {**inputs.reference, **policy(state.variables)}
-        queued = not lets_go(config)  # behind the update before; else the host looks at them as they are drawn
+        queued = not lets_go(experiment)  # behind the update before; else the host looks at them as they are drawn
 
         def updated():
             jax.block_until_ready(state.step)

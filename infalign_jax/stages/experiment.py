@@ -20,6 +20,7 @@ from infalign_jax.stages.classifier import PREFIX
 from infalign_jax.training import checkpoints
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training import workdir as workdirs
+from infalign_jax.training.distributed import many
 from infalign_jax.training.seeds import key_for
 
 
@@ -172,9 +173,14 @@ def load_reference(experiment):
     return load_policy_variables(experiment, experiment.workdir / "sft" / "variables")
 
 
-def lets_go(config):
-    """Whether `draw` lets go of rollouts that have ended, and so waits for those that have not: not worth it for a few tokens."""
-    return config.data.response_tokens > retire.STRETCH
+def lets_go(experiment):
+    """Whether `draw` lets go of rollouts that have ended, and so waits for the others: not for a few tokens.
+
+    Nor where parameters are split over `fsdp`, which the one compiled loop lays out for decoding first, or devices over
+    processes.
+    """
+    here = experiment.mesh.shape["fsdp"] == 1 and not many()
+    return here and experiment.config.data.response_tokens > retire.STRETCH
 
 
 def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):
@@ -188,7 +194,7 @@ def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):
         mesh,
         (prompts.tokens_PS[index], prompts.lengths_P[index], prompts.ids_P[index].astype(np.int32)),
     )
-    retiring = lets_go(config)
+    retiring = lets_go(experiment)
     sample = functools.partial(retire.sample, fetch=meshes.fetch) if retiring else sampler.sample
     drawn = sample(
         experiment.model,
