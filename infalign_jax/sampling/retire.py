@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax.models.sharding import decode_mesh, decode_variables, keep_batch_split
+from infalign_jax.models.sharding import keep_batch_split
 from infalign_jax.sampling import sampler
 
 STRETCH = 16  # tokens between two looks
@@ -31,11 +31,6 @@ def _split(begun, state, like):
 @functools.partial(jax.jit, static_argnums=0)
 def _begin(how, variables, *prompts_and_key):
     return _split(*sampler.begin(how, variables, *prompts_and_key), variables["params"]["embed"]["embedding"])
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _lay(how, num_prompts, variables):
-    return decode_variables(variables, how.config.dtype, decode_mesh(variables, num_prompts))
 
 
 _advance = functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)(sampler.advance)
@@ -127,8 +122,6 @@ def sample(
     how = sampler.check(config, prompt_tokens_BS, prompt_lengths_B, **options)
     one_device = not isinstance(prompt_tokens_BS, jax.Array) or len(prompt_tokens_BS.sharding.device_set) == 1
     begun, state = _begin(how, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key)
-    if decode_mesh(variables, len(prompt_tokens_BS)) is not None:
-        variables = _lay(how, len(prompt_tokens_BS), variables)
     whole = jax.tree.map(np.array, fetch(state.rollouts))
     here = np.ix_(*map(np.arange, whole.ended_BR.shape))  # the places of the rollouts at hand in the whole
     looked_BR = np.zeros(whole.ended_BR.shape, np.int32)
