@@ -126,4 +126,5 @@ def test_tokenizer_files_of_damaged_json(text, tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     whole = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<eos>": 0, "a": 1}, unk_token="<eos>")).to_str().encode()
     files = {"tokenizer.json": whole, "tokenizer_config.json": text}
-    assert "tokenizer_config.json holds no JSON object" in refused(lambda: hf_tokenizer.HFTokenizer(files))
+    said = refused(lambda: hf_tokenizer.HFTokenizer(files))
+    assert "tokenizer_config.json is not valid" in said and "holds no JSON object" in said

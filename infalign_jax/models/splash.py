@@ -41,6 +41,7 @@ class Mask(splash.Mask):
 
     @property
     def shape(self):
+        """(queries, keys), as the kernel asks for it."""
         return self.size, self.size
 
     def __getitem__(self, index):

@@ -44,9 +44,7 @@ def lines(numbers):
     )
     yield f"  FLOPs            {numbers['flops_per_chip']:.3g} ({numbers['useful_per_chip']:.3g} without recomputation)"
     kinds = ", ".join(f"{kind} {size / GB:.2f}" for kind, size in numbers["received"].items()) or "none"
-    ratio = (
-        f"; {numbers['ratio']:.2f} of theory ({numbers['fsdp_theory'] / GB:.2f})" if numbers["ratio"] else ""
-    )
+    ratio = f"; {numbers['ratio']:.2f} of theory ({numbers['fsdp_theory'] / GB:.2f})" if numbers["ratio"] else ""
     yield f"  collectives      {numbers['received_total'] / GB:.2f} GB received: {kinds}{ratio}"
     yield f"  largest gather   {numbers['largest_gather'] / GB:.3f} GB, {numbers['largest_gather_of'][-70:] or '-'}"
     seconds = ", ".join(f"{name} {value:.3g}" for name, value in numbers["seconds"].items() if value)
