@@ -24,7 +24,7 @@ BASE = [
 ]
 TEST = [
     "pytest>=8",
-    "pytest-xdist>=3.5",  # the suite on both cores
+    "pytest-xdist>=3.7",  # the suite on both cores; 3.7 keeps the order of files
     "pytest-timeout>=2.3",  # a hang is a failure
     "hypothesis>=6.100",  # properties of the core
     "scipy>=1.12",  # independent quadrature and statistics

@@ -8,6 +8,7 @@ import pytest
 NOTEBOOK = pathlib.Path(__file__).parents[1] / "notebooks" / "theory.ipynb"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_theory_notebook_runs_and_its_tournament_agrees_with_the_formula():
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
