@@ -111,7 +111,8 @@ def test_it_resolves(name, tmp_path):
 
 
 @pytest.mark.timeout(1200)  # a minute of work each, on cores that may be busy
-@pytest.mark.parametrize("name", [n if "jsonl" in n else pytest.param(n, marks=pytest.mark.slow) for n in RECIPES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_two_steps_of_every_stage(name, tmp_path):
     config = shrink(get_recipe(name, tmp_path))
     main.run("run", config, tmp_path / "run")
