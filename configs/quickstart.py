@@ -12,7 +12,6 @@ def get_config():
     with config.unlocked():
         config.data.prompt_tokens = 5  # two topics, a tone, a colon, and what begins them
         config.data.response_tokens = 6  # five words and what ends them
-        config.sft.batch_size = 128
         config.align.at_once = 5  # all methods, which two cores then share evenly
         config.align.microbatches = 4  # the arrays of a quarter of a step fit the caches of a CPU
         config.evaluate.curve = (0.35, 0.7)
