@@ -165,7 +165,8 @@ def run(config):
     runs = [(method, seed) for method in section.methods for seed in section.seeds]
 
     def one(run):
-        return _align(inputs, *run, method_folder(experiment.workdir, *run))
+        method, seed = run
+        return _align(inputs, method, seed, method_folder(experiment.workdir, method, seed))
 
     return dict(zip(runs, side_by_side(one, runs, section.at_once), strict=True))
 
