@@ -12,9 +12,9 @@ from etils import epath
 from infalign_jax.core.masking import masked_sum
 from infalign_jax.data import tokenizer as tokenizers
 from infalign_jax.data.tokenize import decode_completions, encode_prompts, encode_responses
+from infalign_jax.json_object import read_object
 from infalign_jax.models import config as model_config
 from infalign_jax.models import hf, lora, transformer
-from infalign_jax.models.json_file import read_object
 from infalign_jax.sampling import retire
 from infalign_jax.sampling import stop as stops
 from infalign_jax.sampling.log_probs import token_log_probs

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from infalign_jax.data.hf_tokenizer import read_config
+from infalign_jax.json_object import read_object
 
 PLAIN_ROLES = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": "\n\nSystem: "}
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -88,7 +88,7 @@ def find_template(path):
     path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
     config_file = folder / "tokenizer_config.json"
-    config = read_config(config_file.read_bytes(), config_file) if config_file.is_file() else {}
+    config = read_object(config_file) if config_file.is_file() else {}
     if path.is_file() and path.suffix != ".json":
         source = _read(path)
     elif (folder / "chat_template.jinja").is_file():

@@ -1,22 +1,12 @@
 """A `Tokenizer` over a Hugging Face `tokenizer.json` (the `tokenizers` library, an optional dependency)."""
 
-import json
 import pathlib
+
+from infalign_jax.json_object import parse_object
 
 TOKENIZER_FILE = "tokenizer.json"
 # What belongs to a tokeniser in an HF folder: read where present, and written back byte for byte.
 FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model")
-
-
-def read_config(data, name):
-    """The JSON object in the bytes of a tokeniser's config file. Raises ValueError naming the file."""
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested without end
-        raise ValueError(f"{name} is not valid JSON: it holds no JSON object ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{name} is not valid: it holds no JSON object but a {type(values).__name__}")
-    return values
 
 
 class HFTokenizer:
@@ -43,7 +33,7 @@ class HFTokenizer:
         self.files = files
         config = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            config |= read_config(files.get(name, b"{}"), name)
+            config |= parse_object(files.get(name, b"{}"), name)
         self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
         self.eos_id = self._special_id(config, "eos_token")
         if self.eos_id is None:

@@ -8,6 +8,7 @@ from etils import epath
 
 from infalign_jax.data import hf_tokenizer
 from infalign_jax.data.dataset import require_count
+from infalign_jax.json_object import parse_object
 
 MODEL_TYPES = ("word", "bpe", "unigram")
 MODEL_FILE = "tokenizer.model"
@@ -165,7 +166,7 @@ def load(path):
         )
     config = file.parent / "tokenizer_config.json"
     try:
-        options = hf_tokenizer.read_config(config.read_bytes(), config.name) if config.is_file() else {}
+        options = parse_object(config.read_bytes(), config.name) if config.is_file() else {}
         return SentencePieceTokenizer(file.read_bytes(), add_bos=options.get("add_bos_token") is not False)
     except ValueError as error:
         raise ValueError(f"tokenizer file {str(file)!r} cannot be used: {error}") from error

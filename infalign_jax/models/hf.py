@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infalign_jax.json_object import read_object
 from infalign_jax.models import heads, hf_config, sharding, transformer
-from infalign_jax.models.json_file import read_object
 
 # Our path -> (their name, their axes). Axes carry our logical names; '*' joins two that are one axis there.
 _TENSORS = {

@@ -81,7 +81,7 @@ def from_hf(values: dict, **changes) -> TransformerConfig:
     activation = values.get("hidden_activation") or values.get("hidden_act") or "gelu_pytorch_tanh"
     if family.startswith("gemma") and activation == "gelu":
         activation = "gelu_pytorch_tanh"  # early Gemma files say gelu and mean this
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(f"config.json has activation {activation!r}; supported are {', '.join(_ACTIVATIONS)}")
     heads = values["num_attention_heads"]
     kinds = _layer_kinds(values)
@@ -123,6 +123,8 @@ def _layer_kinds(values):
         kinds = tuple("global" if (i + 1) % period == 0 else "local" for i in layers)
     elif values.get("use_sliding_window"):
         first = values.get("max_window_layers", 28)  # the default of these families' configs
+        if not isinstance(first, int):
+            raise ValueError(f"config.json has max_window_layers = {first!r}; it must be a whole number")
         kinds = tuple("local" if i >= first else "global" for i in layers)
     else:
         kinds = ("global",)
@@ -154,5 +156,6 @@ def _rope(family, values):
             raise ValueError(
                 f"config.json has rope type {local['rope_type']!r} for sliding layers; supported is default"
             )
-        fields["rope_local_base"] = float(local.get("rope_theta", values.get("rope_local_base_freq", 10_000.0)))
+        base = local if "rope_theta" in local else {"rope_theta": values.get("rope_local_base_freq", 10_000.0)}
+        fields["rope_local_base"] = _get(base, "rope_theta", float)
     return fields

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infalign_jax.json_object import read_object
 from infalign_jax.models import hf, transformer
-from infalign_jax.models.json_file import read_object
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
