@@ -66,11 +66,11 @@ def _cut(rollouts, lengths_BR, ended_BR, pad_id):
     return sampler.Rollouts(jnp.where(keep_BRC, rollouts.tokens_BRC, pad_id), *zeroed, ended_BR)
 
 
-def _look(how, rollouts, looked_BR, stop, fetch):
+def _look(how, rollouts, looked_BR, stop):
     """(rollouts cut where `stop` says, how many tokens each has or 0 where nobody asks, which have not ended)."""
     if stop is None:
-        return rollouts, looked_BR, ~fetch(rollouts.ended_BR)
-    tokens_BRC, mask_BRC, ended_BR = fetch((rollouts.tokens_BRC, rollouts.mask_BRC, rollouts.ended_BR))
+        return rollouts, looked_BR, ~jax.device_get(rollouts.ended_BR)
+    tokens_BRC, mask_BRC, ended_BR = jax.device_get((rollouts.tokens_BRC, rollouts.mask_BRC, rollouts.ended_BR))
     lengths_BR = mask_BRC.sum(-1).astype(np.int32)
     rows = zip(tokens_BRC.reshape(-1, how.max_tokens), lengths_BR.flat, looked_BR.flat, strict=True)
     ends = [stop(tokens[:length].tolist(), looked) for tokens, length, looked in rows]
@@ -83,7 +83,7 @@ def _look(how, rollouts, looked_BR, stop, fetch):
 
 
 def _store(whole, here, rollouts):
-    for array, part in zip(whole, rollouts, strict=True):
+    for array, part in zip(whole, jax.device_get(rollouts), strict=True):
         array[here] = part
 
 
@@ -107,14 +107,11 @@ def survivors(live_BR, one_device=True):
     return prompts_b, np.zeros((len(prompts_b), 1), int)
 
 
-def sample(
-    config, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key, *, stop=None, fetch=jax.device_get, **options
-):
-    """The `Rollouts` of `sampler.sample`, as host arrays, at a cost that follows their lengths.
+def sample(config, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key, *, stop=None, **options):
+    """The `Rollouts` of `sampler.sample`, as host arrays, at a cost that follows their lengths. For one process.
 
     stop      None, or a function (tokens of a rollout, how many it had when last looked at) -> how many it is to keep, or
               None to go on. A rollout that is stopped has `ended`, and nothing after the tokens it keeps
-    fetch     tree of device arrays -> whole host arrays; another one where several processes hold the devices
     options   those of `sampler.sample`
 
     Compiled once for each number of rollouts and each number of slots attended to, a power of two.
@@ -122,7 +119,7 @@ def sample(
     how = sampler.check(config, prompt_tokens_BS, prompt_lengths_B, **options)
     one_device = not isinstance(prompt_tokens_BS, jax.Array) or len(prompt_tokens_BS.sharding.device_set) == 1
     begun, state = _begin(how, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key)
-    whole = jax.tree.map(np.array, fetch(state.rollouts))
+    whole = jax.tree.map(np.array, jax.device_get(state.rollouts))
     here = np.ix_(*map(np.arange, whole.ended_BR.shape))  # the places of the rollouts at hand in the whole
     looked_BR = np.zeros(whole.ended_BR.shape, np.int32)
     for end in [*range(STRETCH, how.max_tokens, STRETCH), how.max_tokens]:
@@ -130,16 +127,16 @@ def sample(
         state = _advance(how, slots, variables, begun, state, min(end, how.max_tokens - 1))
         if end == how.max_tokens:  # this token is never read
             state = state._replace(rollouts=_draw(how, variables, begun, state)[1])
-        rollouts, looked_BR, live_BR = _look(how, state.rollouts, looked_BR, stop, fetch)
+        rollouts, looked_BR, live_BR = _look(how, state.rollouts, looked_BR, stop)
         state = state._replace(rollouts=rollouts)
         if end == how.max_tokens or not live_BR.any():
             break
         prompts_b, rollouts_br = survivors(live_BR, one_device)
         if rollouts_br.size < live_BR.size > FEW:
-            _store(whole, here, fetch(rollouts))
+            _store(whole, here, rollouts)
             moved = len(prompts_b) < len(live_BR)
             begun, state = _keep(begun, state, *((prompts_b, None) if moved else (None, rollouts_br)))
             rows = prompts_b[:, None], rollouts_br
             here, looked_BR = tuple(np.broadcast_to(x, live_BR.shape)[rows] for x in here), looked_BR[rows]
-    _store(whole, here, fetch(state.rollouts))
+    _store(whole, here, state.rollouts)
     return whole

@@ -1,6 +1,5 @@
 """What every stage starts from: the data, the tokeniser, the model and the mesh of one config."""
 
-import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -195,8 +194,7 @@ def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):
         (prompts.tokens_PS[index], prompts.lengths_P[index], prompts.ids_P[index].astype(np.int32)),
     )
     retiring = lets_go(experiment)
-    sample = functools.partial(retire.sample, fetch=meshes.fetch) if retiring else sampler.sample
-    drawn = sample(
+    drawn = (retire if retiring else sampler).sample(
         experiment.model,
         variables,
         *batch,
