@@ -45,8 +45,9 @@ def lines(workdir):
         rows += [(title, *_state(root / folder, config)) for title, folder in found.items()]
         rows += [] if found else [(stage, "not needed", "")]
     open_rows = [i for i, (_, state, _) in enumerate(rows) if state not in ("done", "not needed")]
-    if alive and open_rows:  # the first is at work, also before it has written a number
-        rows[open_rows[0]] = (rows[open_rows[0]][0], "running", rows[open_rows[0]][2])
+    for i in open_rows if alive else ():
+        if i == open_rows[0] or rows[i][1] == "interrupted":  # the first is at work also before it has written a number
+            rows[i] = (rows[i][0], "running", rows[i][2])
     width = max(len(title) for title, _, _ in rows)
     table = [f"  {title:<{width}}  {state:<12} {text}".rstrip() for title, state, text in rows]
     return [f"workdir {root}", *table, "", *_ending(run, not open_rows)]

@@ -194,6 +194,11 @@ def test_status_says_what_is_done_and_what_was_interrupted(tmp_path):
     assert "interrupted  step 7 of 12 · kl 0.250" in lines["align raw, seed 0"]
     assert "not begun" in lines["align exponential(10), seed 0"] and "not begun" in lines["evaluate"]
     assert "go on with" in lines
+    with workdirs.claim(
+        record(tmp_path, config)
+    ):  # what had been begun is all at work again, and may be several at once
+        words = [line.split("  ")[1:] for line in status.lines(tmp_path)]
+        assert sum("running" in map(str.strip, parts) for parts in words) == 2
 
 
 def test_status_tells_running_failed_and_killed_apart(tmp_path):

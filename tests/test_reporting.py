@@ -14,138 +14,10 @@ from scipy import optimize
 
 from infalign_jax.reporting import figures, html, metrics, picture, progress, records, style, tables
 from infalign_jax.reporting.calibration_figures import expected_counts
+from tests import made_up
 
 ALL_METHODS = ["raw", "raw_group_std", "identity", "log", "exponential(10)", "exponential(-5)", "optimal(best_of(8))"]
-PROCEDURES = [("standard", 1), *itertools.product(("best_of", "worst_of"), (2, 4, 8))]
-GROUPS = ["calm", "dry", "formal", "funny", "loud", "warm"]
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "quoted" \x00\x1b[31m \u202e ünï 漢字 🙂'
-GRID = (np.arange(2000) + 0.5) / 2000
-PHI = {
-    "identity": GRID,
-    "log": np.log(GRID),
-    "exponential(10)": np.exp(10 * GRID),
-    "exponential(-5)": -np.exp(-5 * GRID),
-    "optimal(best_of(8))": GRID**5,
-}
-
-
-def _law(phi, beta, procedure, n):
-    """(KL, win rate) of f ∝ exp(Φ/β) on a grid: W = 1 − ∫ g(F) g'."""
-    f = np.exp((phi - phi.max()) / phi.std() / beta)
-    f /= f.mean()
-    cdf = np.clip(np.cumsum(f) / len(f) - f / len(f) / 2, 0, 1)
-    if procedure == "worst_of":
-        win = np.mean((1 - cdf) ** n * n * (1 - GRID) ** (n - 1))
-    else:
-        win = 1 - np.mean(cdf**n * n * GRID ** (n - 1))
-    return float(np.mean(f * np.log(f))), float(win)
-
-
-def _curve(method, procedure, n):
-    betas = np.geomspace(0.2, 60, 40)
-    points = sorted(_law(PHI[method], beta, procedure, n) for beta in betas)
-    return [point for point in points if point[0] < 0.9]
-
-
-def fake_evaluation(methods, seed=0):
-    """Made-up numbers with the shape of a real evaluation; used only to draw test pictures."""
-    rng = np.random.default_rng(seed)
-    results, frontier, theory, kl_rows, samples = [], [], [], [], []
-    for procedure, n in PROCEDURES:
-        every = {m: _curve(m, procedure, n) for m in PHI}
-        kl = np.linspace(0, 0.8, 41)
-        tops = [np.interp(kl, *np.transpose([(0, 0.5), *curve])) for curve in every.values()]
-        for name, values in [
-            *zip(every, tops, strict=True),
-            ("optimal", np.max(tops, axis=0) + 0.004 * np.minimum(1, kl * 10)),
-        ]:
-            theory += [
-                {"procedure": procedure, "n": n, "transform": name, "kl": float(a), "win_rate": float(b)}
-                for a, b in zip(kl, values, strict=True)
-            ]
-        for method, judge in itertools.product(methods, ("train", "gold")):
-            base = {"method": method, "procedure": procedure, "n": n, "judge": judge}
-            source = every.get(method, every["identity"])
-            loss = {"raw": 0.62, "raw_group_std": 0.9}.get(method, 0.97) - (0.03 if judge == "gold" else 0)
-            for alpha in (0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.1):
-                at = 0.5 * alpha**1.8
-                true = np.interp(at, *np.transpose([(0, 0.5), *source]))
-                win = 0.5 + (true - 0.5) * loss + (0.001 * rng.standard_normal() if alpha else 0)
-                width = 0.012 * min(1, alpha + 0.05) * (2 if method.startswith("raw") else 1)
-                row = base | {"kl": at, "kl_se": 0.01, "win_rate": win, "low": win - width, "high": win + width}
-                row["theory"] = float(true) if method in PHI else None
-                frontier.append(row | {"alpha": alpha})
-                if alpha == 1.0:
-                    results.append(row)
-    spent = {"raw": [0.13, 0.21, 0.34, 0.52, 0.88, 1.64], "raw_group_std": [0.46, 0.41, 0.52, 0.55, 0.5, 0.57]}
-    for method in methods:
-        for group, kl in zip(GROUPS, spent.get(method, 0.5 + 0.03 * rng.standard_normal(6)), strict=True):
-            kl_rows.append({"method": method, "group": group, "kl": float(kl), "kl_se": 0.02})
-        for prompt in ("tea garden calm :", "chess maths loud :"):
-            words = "leaf pot steam cup" if "tea" in prompt else "rook proof gambit lemma axiom"
-            judged = None if method == "raw" else 1.25
-            samples.append(
-                {
-                    "method": method,
-                    "prompt": prompt,
-                    "completion": words,
-                    "reward": 2.31,
-                    "calibrated": float(rng.uniform()),
-                }
-                | {"truncated": method == "log", "judge_reward": judged}
-            )
-    pairs = [
-        ("exponential(10)", "identity"),
-        ("exponential(10)", "raw_group_std"),
-        ("identity", "raw"),
-        ("exponential(-5)", "identity"),
-    ]
-    comparisons = []
-    for (method, baseline), (procedure, n) in itertools.product(
-        pairs, [("best_of", 4), ("best_of", 8), ("worst_of", 4)]
-    ):
-        if method in methods and baseline in methods:
-            at = {r["method"]: r["win_rate"] for r in records.select(results, procedure=(procedure, n), judge="gold")}
-            gap = at[method] - at[baseline]
-            comparisons.append(
-                {"method": method, "baseline": baseline, "procedure": procedure, "n": n, "judge": "gold"}
-                | {"difference": gap, "low": gap - 0.006, "high": gap + 0.006}
-            )
-    counts = {group: rng.multinomial(2048, np.ones(13) / 13).tolist() for group in GROUPS}
-    calibration = {
-        "bins": np.linspace(0, 1, 14).tolist(),
-        "counts_by_group": counts,
-        "counts": np.sum(list(counts.values()), axis=0).tolist(),
-        "expected": 6 * 2048 / 13,
-        "note": "Rewards have no ties.",
-        "K": 64,
-    }
-    summary = {
-        "target_kl": 0.5,
-        "headline": {"procedure": "best_of", "n": 4, "judge": "gold"},
-        "stages": [
-            {"name": "sft", "seconds": 14.2, "numbers": {"loss": 2.104, "steps": 200, "truncated": 0.0}},
-            {"name": "calibrate", "seconds": 6.8, "numbers": {"prompts": 272, "K": 64, "truncated": 0.012}},
-            *(
-                {"name": f"align {m}", "seconds": 12.5, "numbers": {"kl": 0.498, "beta": 1.592, "reward": 0.83}}
-                for m in methods
-            ),
-            {"name": "evaluate", "seconds": 21.7, "numbers": {"prompts": 64, "rollouts": 64}},
-        ],
-        "config": {
-            "seed": 0,
-            "model": {"layers": 2, "width": 64, "heads": 4},
-            "methods": methods,
-            "learning_rate": 3e-3,
-        },
-        "versions": {"python": "3.11.9", "jax": "0.10.2", "flax": "0.12.0", "infalign_jax": "0.1.0"},
-        "notes": [
-            "Best-of-8 of log reached a KL of 0.49 only.",
-            "Rewards were standardised over all reference rollouts for raw.",
-        ],
-        "truncated_fraction": {"reference": 0.012, **dict.fromkeys(methods, 0.008)},
-    }
-    return records.Evaluation(results, comparisons, frontier, theory, kl_rows, calibration, samples, summary)
 
 
 def write(evaluation, folder):
@@ -157,14 +29,14 @@ def write(evaluation, folder):
 
 @pytest.fixture(scope="module")
 def evaluation():
-    whole = fake_evaluation(["raw", "identity", "exponential(10)"])
+    whole = made_up.evaluation(["raw", "identity", "exponential(10)"])
     return whole._replace(frontier=[row for row in whole.frontier if row["n"] in (1, 4)])
 
 
 @pytest.fixture(scope="module")
 def hostile_page():
     """A report of data that attacks the page from every field a person or a model can write."""
-    clean = fake_evaluation(["identity", HOSTILE])
+    clean = made_up.evaluation(["identity", HOSTILE])
     judge = "gold" + HOSTILE
     rows = {
         name: [{**row, "judge": judge} if row.get("judge") == "gold" else row for row in getattr(clean, name)]
@@ -329,7 +201,7 @@ def test_headline_draws_the_numbers_it_is_given(evaluation):
 
 
 def test_seven_methods_stay_readable():
-    for item in figures.pictures(fake_evaluation(ALL_METHODS))[:3]:
+    for item in figures.pictures(made_up.evaluation(ALL_METHODS))[:3]:
         figure = item.figure()
         figure.draw_without_rendering()
         width, height = figure.get_size_inches() * figure.dpi
@@ -436,6 +308,10 @@ def test_differences_say_where_zero_lies(evaluation, low, high, word):
     assert tables.differences([row]).splitlines()[-1].endswith(word)
 
 
+def test_of_a_single_method_there_are_no_differences():
+    assert tables.differences([]) == ""
+
+
 def _break(name, change):
     def apply(folder):
         path = folder / f"{name}.json"
@@ -484,24 +360,28 @@ class Terminal(io.StringIO):
         return True
 
 
-def _loop(stream, steps, seconds, **options):
+def _loop(stream, steps, seconds, compile_seconds=0.0, **options):
     now = [0.0]
     with progress.Progress(steps, "align", stream=stream, clock=lambda: now[0], **options) as bar:
         for step in range(options.get("start", 0) + 1, steps + 1):
-            now[0] += seconds
-            bar.update(step, {"loss": 1.5 / step, "kl": 0.48, "target_kl": 0.5, "tokens_per_second": 12345.0})
+            now[0] += seconds + (0 if bar.first else compile_seconds)
+            bar.update(step, {"loss": 1.5 / step, "kl": 0.48 if step > 1 else -2e-9, "tokens": 12345.0})
     return stream.getvalue()
 
 
 def test_plain_lines_come_first_last_and_now_and_then():
     lines = _loop(io.StringIO(), 100, 1.0).splitlines()
-    assert lines[0].startswith("align 1/100 · 0:01, 1:39 left · loss 1.500 · kl 0.480 of 0.500 · 12.3k tokens/s")
+    assert lines[0].startswith("align 1/100 · 0:01 · loss 1.500 · kl 0.000 · tokens 12.3k")
+    assert lines[1].startswith("align 11/100 · 0:11, 1:29 left · ")
     assert lines[-1].startswith("align 100/100 · 1:40 · ") and len(lines) == 11
     assert len(_loop(io.StringIO(), 10_000, 1.0).splitlines()) < 300  # 2 % of the time spent: long logs stay short
 
 
-def test_time_left_of_a_resumed_run_counts_only_its_own_steps():
-    assert _loop(io.StringIO(), 100, 2.0, start=90).startswith("align 91/100 · 0:02, 0:18 left")
+@pytest.mark.parametrize("compile_seconds", [0.0, 300.0])
+def test_time_left_counts_the_steps_of_this_run_and_no_compilation(compile_seconds):
+    lines = _loop(io.StringIO(), 100, 2.0, compile_seconds, start=90).splitlines()
+    assert lines[0].startswith("align 91/100 · ") and "left" not in lines[0]
+    assert lines[1].startswith("align 96/100 · ") and ", 0:08 left" in lines[1]
 
 
 def test_an_interrupted_loop_says_where_it_stopped():
@@ -515,7 +395,7 @@ def test_an_interrupted_loop_says_where_it_stopped():
 
 def test_terminal_gets_one_bar_and_quiet_gets_nothing():
     shown = _loop(Terminal(), 5, 1.0)
-    assert "align 100%" in shown and "5/5" in shown and "kl 0.480 of 0.500" in shown and shown.count("\n") == 1
+    assert "align 100%" in shown and "5/5" in shown and "kl 0.480" in shown and shown.count("\n") == 1
     assert _loop(Terminal(), 5, 1.0, quiet=True) == "" == _loop(io.StringIO(), 5, 1.0, quiet=True)
 
 

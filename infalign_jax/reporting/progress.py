@@ -23,18 +23,10 @@ def number(value):
 
 
 def describe(numbers):
-    """'loss 1.234 · kl 0.480 of 0.500 · 12.3k tokens/s': `kl` goes with `target_kl`, `tokens_per_second` is a rate."""
-    parts = []
-    for name, value in numbers.items():
-        if name == "target_kl" and "kl" in numbers:
-            continue
-        if name == "kl" and "target_kl" in numbers:
-            parts.append(f"kl {number(value)} of {number(numbers['target_kl'])}")
-        elif name == "tokens_per_second":
-            parts.append(f"{number(value)} tokens/s")
-        else:
-            parts.append(f"{name} {number(value)}")
-    return " · ".join(parts)
+    """'loss 1.234 · kl 0.480 · beta 0.767'."""
+    if "kl" in numbers:  # of a policy from itself it is a rounding error of either sign
+        numbers = {**numbers, "kl": round(float(numbers["kl"]), 6) + 0.0}
+    return " · ".join(f"{name} {number(value)}" for name, value in numbers.items())
 
 
 def duration(seconds):
@@ -61,7 +53,7 @@ class Progress:
         self.stream, self.clock = stream or sys.stderr, clock
         self.quiet, self.bar, self.numbers = quiet, None, {}
         self.began = self.shown = clock()
-        self.printed = None
+        self.printed = self.first = None  # the step last printed; (time, step) of the first update
 
     def __enter__(self):
         self.began = self.shown = self.clock()
@@ -83,6 +75,7 @@ class Progress:
     def update(self, step, numbers=None):
         """Reports that `step` steps of `total` are done, with the latest numbers."""
         self.step, self.numbers = step, numbers or self.numbers
+        self.first = self.first or (self.clock(), step)
         if self.bar is not None:
             self.bar.set_postfix_str(describe(self.numbers), refresh=False)
             self.bar.update(step - self.bar.n)
@@ -102,11 +95,10 @@ class Progress:
 
     def _print_line(self):
         self.shown, self.printed = self.clock(), self.step
-        spent, done = self.shown - self.began, self.step - self.start
-        left = (
-            f", {duration(spent / done * (self.total - self.step))} left" if done > 0 and self.step < self.total else ""
-        )
-        text = describe(self.numbers)
+        spent, text, left = self.shown - self.began, describe(self.numbers), ""
+        began, first = self.first  # the first step compiles: it says nothing about the others
+        if first < self.step < self.total:
+            left = f", {duration((self.shown - began) / (self.step - first) * (self.total - self.step))} left"
         line = f"{self.title} {self.step}/{self.total} · {duration(spent)}{left}" + (f" · {text}" if text else "")
         print(line, file=self.stream, flush=True)
 

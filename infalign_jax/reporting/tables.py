@@ -79,7 +79,9 @@ def _fold(header, rows, width):
 
 
 def differences(comparisons):
-    """The paired differences of win rates as text; the last column says whether the interval excludes 0."""
+    """The paired differences of win rates as text, '' of none; the last column says whether the interval excludes 0."""
+    if not comparisons:
+        return ""
     ordered = sorted(comparisons, key=lambda row: -records.procedure_position(records.procedure_key(row)))
     rows = [
         [

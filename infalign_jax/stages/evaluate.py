@@ -85,7 +85,8 @@ def run(config):
     if is_first():
         html.write_report(folder)
         figures.save(figures.pictures(records.read(folder)), folder / "figures")
-        print(tables.win_rates(files["results"]), tables.differences(shown), f"report: {report}", sep="\n\n")
+        parts = tables.win_rates(files["results"]), tables.differences(shown), f"report: {report}"
+        print(*filter(None, parts), sep="\n\n")
     return workdir.finish(folder, {"asked": asked, "report": str(report)}, started)
 
 

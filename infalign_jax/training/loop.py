@@ -54,9 +54,7 @@ def train(
     start, last, pending, qualities = int(fetch(state.step)), {}, None, []
     watch, tracer = watch or Stopwatch(), Tracer(folder, profile_steps)
     with contextlib.ExitStack() as stack:
-        writer = (
-            stack.enter_context(MetricsWriter(folder, start=start, tensorboard=tensorboard)) if is_first() else None
-        )
+        writer = stack.enter_context(MetricsWriter(folder, start, tensorboard=tensorboard)) if is_first() else None
         bar = stack.enter_context(Progress(steps, title, start, quiet=not is_first()))
         stack.callback(tracer.close)
         clock = time.perf_counter()
@@ -64,12 +62,7 @@ def train(
 
         def report(step, metrics):
             nonlocal clock
-            values = {name: float(value) for name, value in fetch(metrics).items()}
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"{title}: {name} is {value} at step {step}; the last checkpoint is intact"
-                    )
+            values = _finite(fetch(metrics), title, step)
             now = time.perf_counter()
             times = {"seconds": now - clock, **watch.take(step), **memory_peaks()}
             clock = now
@@ -101,6 +94,14 @@ def train(
                 manager.wait_until_finished()
                 preemption.stop(f"{title}, step {step + 1} of {steps}")
     return state, last
+
+
+def _finite(metrics, title, step):
+    values = {name: float(value) for name, value in metrics.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{title}: {name} is {value} at step {step}; the last checkpoint is intact")
+    return values
 
 
 def _mean(values):

@@ -50,4 +50,6 @@ def noticed():
 
 def stop(where):
     """Raises `Preempted` with what to say."""
-    raise Preempted(f"stopped on a notice of preemption ({where}); everything is saved, the same command goes on")
+    raise Preempted(
+        f"stopped on a notice of preemption, SIGTERM ({where}); everything is saved, the same command goes on"
+    )
