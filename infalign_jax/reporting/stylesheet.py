@@ -46,6 +46,7 @@ figure svg{display:block;width:100%;height:auto}
 figcaption{font-size:.88rem;margin-top:10px;max-width:92ch}
 .panels{display:grid;gap:18px 22px;grid-template-columns:repeat(auto-fit,minmax(min(100%,var(--least)),1fr));
  align-items:start}
+.panels>div{max-width:680px}
 .scroll{overflow-x:auto;margin:0 -24px;padding:0 24px}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;min-width:100%}
 th,td{text-align:right;padding:7px 9px;border-bottom:1px solid var(--grid);white-space:nowrap}
