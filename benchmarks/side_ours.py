@@ -1,9 +1,10 @@
 """infalign_jax: `sampling.sampler.sample` and the jitted step of stage align, as a run uses them.
 
 Its settings are the fastest on CPUs: the backward pass recomputes all but matmul results, and a step takes its prompts in
-MICROBATCHES parts. Both mean less memory to go through, and no other gradient.
+MICROBATCHES parts, which both mean less memory to go through and no other gradient; a group of prompts is drawn for each core.
 """
 
+import os
 from importlib.metadata import version
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from benchmarks import shapes
 from infalign_jax.models import transformer
 from infalign_jax.models.config import TransformerConfig
+from infalign_jax.sampling.groups import in_groups
 from infalign_jax.sampling.sampler import sample
 from infalign_jax.stages import align
 from infalign_jax.stages.scores import method_shaping
@@ -51,11 +53,13 @@ def drawing(config, shape):
     rows = np.arange(shape.prompts)
 
     def draw(variables, seed):
-        drawn = sample(
-            config, variables, tokens_BS, lengths_B, rows, jax.random.key(seed),
-            rollouts=shape.rollouts, max_tokens=shape.tokens, eos_ids=(),
-        )  # fmt: skip
-        return jax.block_until_ready(drawn)
+        def draw_group(*arrays):
+            return sample(
+                config, variables, *arrays, jax.random.key(seed),
+                rollouts=shape.rollouts, max_tokens=shape.tokens, eos_ids=(),
+            )  # fmt: skip
+
+        return in_groups(draw_group, os.cpu_count(), tokens_BS, lengths_B, rows)
 
     return draw
 

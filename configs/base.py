@@ -73,6 +73,7 @@ def get_config():
     config.reward_model.clip_norm = 1.0
 
     config.sampling = ConfigDict()
+    config.sampling.at_once = 1  # groups of the prompts of a call, drawn at the same time by threads; on one CPU device 2 and more keep cores busy
     config.sampling.temperature = 1.0  # of every rollout; the theory is about 1.0
     config.sampling.truncated = "as_is"  # a response cut at the limit: 'as_is', 'penalty', 'lowest' (lowest calibrated reward)
     config.sampling.penalty = 0.0  # reward units taken off a cut response under 'penalty'

@@ -28,6 +28,7 @@ _CONFIGS = {
     ),
     "qwen3": TransformerConfig(**_SIZES | {"num_kv_heads": 4}, qk_norm=True),
 }  # fmt: skip
+_CONFIGS["deep"] = _CONFIGS["gemma3"].replace(num_layers=6)  # its caches lie in stacks, those of three layers do not
 _LENGTHS = jnp.array([7, 3, 1])
 # Compiled once for each config and shape, by all the tests together.
 _forward, _forward_shared, _completion_states, _prefill, _reward, _unembed = (
@@ -81,7 +82,7 @@ def test_shared_prompt_gives_values_and_gradients_of_separate_rows(name):
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(two_grad))
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "qwen"])
+@pytest.mark.parametrize("name", ["gemma2", "deep", "gemma3", "qwen"])
 def test_cached_decoding_and_states_at_tokens_equal_the_full_pass(name):
     config, variables, prompts, completions = _setup(name)
     full = _unshared(config, variables, prompts, completions)

@@ -126,7 +126,7 @@ def test_stages_let_go_of_rollouts_where_it_pays(max_tokens, fsdp, expected, mon
     from infalign_jax.stages import experiment
 
     config = SimpleNamespace(
-        seed=1, data=SimpleNamespace(response_tokens=max_tokens), sampling=SimpleNamespace(temperature=0.5),
+        seed=1, data=SimpleNamespace(response_tokens=max_tokens), sampling=SimpleNamespace(temperature=0.5, at_once=1),
         model=SimpleNamespace(path=""),
     )  # fmt: skip
     calls = []

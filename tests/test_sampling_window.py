@@ -20,6 +20,7 @@ _CONFIGS = {
         **_SIZES, num_layers=8, window=4, pattern=("local",) * 5 + ("global",), qk_norm=True, rope_local_base=100.0
     ),
     "all_local": TransformerConfig(**_SIZES, num_layers=2, window=3, pattern=("local",)),
+    "growing": TransformerConfig(**_SIZES, num_layers=3, window=20, pattern=("local", "global")),
     "one_token": TransformerConfig(**_SIZES, num_layers=2, window=1, pattern=("global", "local")),
 }
 _B, _S, _C = 4, 13, 16
@@ -33,29 +34,35 @@ def _setup(name):
     return config, variables, jax.random.randint(jax.random.key(1), (_B, _S), 0, config.vocab_size)
 
 
-def _sample(name, slots=_S):
+def _sample(name, slots=_S, tokens=_C):
     config, variables, prompts = _setup(name)
     return sampler.sample(
         config, variables, prompts[:, _S - slots :], jnp.minimum(_LENGTHS, slots), jnp.arange(_B), jax.random.key(2),
-        rollouts=3, max_tokens=_C, eos_ids=(1,),
+        rollouts=3, max_tokens=tokens, eos_ids=(1,),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "slots"), [("alternating", 4), ("five_to_one", _S), ("all_local", _S)])
-def test_log_probs_are_those_of_one_pass_over_everything(name, slots):
-    """Prompts shorter and longer than the window in one batch, completions that fill the ring several times."""
+@pytest.mark.parametrize(
+    ("name", "slots", "tokens"),
+    [("alternating", 4, _C), ("five_to_one", _S, _C), ("all_local", _S, _C), ("growing", _S, 45)],
+)
+def test_log_probs_are_those_of_one_pass_over_everything(name, slots, tokens):
+    """Prompts shorter and longer than the window in one batch, completions that fill the ring several times.
+
+    Where each layer has a cache of its own it grows with the stretches of 16 tokens, a ring no further than its window.
+    """
     config, variables, prompts = _setup(name)
-    prompts, lengths, out = prompts[:, _S - slots :], jnp.minimum(_LENGTHS, slots), _sample(name, slots)
+    prompts, lengths, out = prompts[:, _S - slots :], jnp.minimum(_LENGTHS, slots), _sample(name, slots, tokens)
     hidden = jax.jit(transformer.forward_shared, static_argnums=0)(config, variables, prompts, lengths, out.tokens_BRC)
     log_probs = jax.nn.log_softmax(transformer.unembed(config, variables, hidden))
     expected = jnp.take_along_axis(log_probs, out.tokens_BRC[..., None], -1)[..., 0] * out.mask_BRC
     np.testing.assert_allclose(out.log_probs_BRC, expected, atol=5e-5)
-    assert out.mask_BRC.sum(-1).max() == _C  # some rollout outlives every window
+    assert out.mask_BRC.sum(-1).max() == tokens  # some rollout outlives every window
 
 
 def test_tokens_are_those_of_the_full_cache(monkeypatch):
     kept = _sample("alternating")
-    monkeypatch.setattr(cache, "_sizes", lambda config, slots, _: [(config.num_layers, slots)])
+    monkeypatch.setattr(cache, "_sizes", lambda config, slots, _: [((config.num_layers,), slots)])
     sampler._sample.clear_cache()
     full = _sample("alternating")
     sampler._sample.clear_cache()
@@ -68,11 +75,15 @@ def test_no_layer_keeps_more_than_it_can_see(name):
     config = _CONFIGS[name]
     local = sum(config.is_local)
     prompt, own = cache.empty_prompt_cache(config, 2, _S), cache.empty_completion_cache(config, 2, 3, _C)
-    stacks = [(config.num_layers - local, _S, _C), (local, max(config.window - 1, 1), config.window)]
-    stacks = [stack for stack in stacks if stack[0]]
-    assert [(x.shape[0], x.shape[-1]) for x in prompt.keys] == [(layers, s) for layers, s, _ in stacks]
-    assert [(x.shape[0], x.shape[-1]) for x in own.keys] == [(layers, c) for layers, _, c in stacks]
-    assert [x.shape[-2] for x in own.values] == [c for _, _, c in stacks]
+    prompt_slots, own_slots = (_S, min(max(config.window - 1, 1), _S)), (_C, min(config.window, _C))
+    if cache.apart(config):
+        assert [x.shape[-1] for x in prompt.keys] == [prompt_slots[is_local] for is_local in config.is_local]
+        assert [x.shape[-1] for x in own.keys] == [own_slots[is_local] for is_local in config.is_local]
+        return
+    layers = [config.num_layers - local, local]
+    assert [(x.shape[0], x.shape[-1]) for x in prompt.keys] == list(zip(layers, prompt_slots, strict=True))
+    assert [(x.shape[0], x.shape[-1]) for x in own.keys] == list(zip(layers, own_slots, strict=True))
+    assert [x.shape[-2] for x in own.values] == list(own_slots)
 
 
 def _bytes(function):

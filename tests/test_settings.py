@@ -41,6 +41,7 @@ BAD = {  # key: (words of the message, illegal values)
     "lora.targets": ("'gate'", ((), ("q", "q"), ("w",), "q")),
     "sft.learning_rate": ("finite number above 0", (0, 0.0, -1e-3, NAN, INF, "1e-3", True)),
     "reward_model.clip_norm": ("finite number above 0", (0.0, -INF)),
+    "sampling.at_once": COUNTS,
     "sampling.temperature": ("finite number above 0", (0.0, -1.0, NAN)),
     "sampling.truncated": ("'as_is'", ("drop", "")),
     "sampling.penalty": ("finite number of at least 0", (-0.5, INF)),

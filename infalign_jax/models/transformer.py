@@ -88,7 +88,22 @@ def unembed(config, variables, hidden):
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unroll=None, **place):
+def by_layer(config, variables):
+    """The variables with a tuple of the layers' own in place of their stacks, if the layers' caches are apart too.
+
+    For a decode loop, which would else copy every layer's matrices out of the stacks for each token on CPUs.
+    """
+    if not caches.apart(config) or isinstance(variables["params"]["layers"], tuple):
+        return variables
+
+    def cut(tree):
+        layers = [jax.tree.map(lambda x, layer=layer: x[layer], tree["layers"]) for layer in range(config.num_layers)]
+        return {**tree, "layers": tuple(layers)}
+
+    return {name: cut(tree) if "layers" in tree else tree for name, tree in variables.items()}
+
+
+def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, **place):
     """All layers over tokens X of each prompt -> (x_BXD, cache).
 
     `attend(cache, layer, window, q, k, v) -> (out, cache)`; `cache` travels in the carry, so that a decode step writes
@@ -107,14 +122,19 @@ def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, unr
         )
         return carry, None
 
-    if unroll is None:
-        unroll = config.num_layers if config.num_layers <= _FEW_LAYERS and config.remat == "none" else 1
-    if config.remat != "none":
+    unroll = config.num_layers if config.num_layers <= _FEW_LAYERS and config.remat == "none" else 1
+    if config.remat != "none" and cache is None:  # what fills a cache has no backward pass
         body = jax.checkpoint(body, policy=_CHECKPOINT_POLICIES[config.remat], prevent_cse=False)
-    stacked = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
     kinds = is_local.astype(np.int32) if cos.shape[0] == 2 else None
-    inputs = (stacked, np.arange(config.num_layers, dtype=np.int32), windows, kinds)
-    return jax.lax.scan(body, (x_BXD, cache), inputs, unroll=unroll)[0]
+    of_layers = np.arange(config.num_layers, dtype=np.int32), windows, kinds
+    if cache is not None and caches.apart(config):
+        carry, variables = (x_BXD, cache), by_layer(config, variables)
+        for layer in range(config.num_layers):
+            own = {name: tree["layers"][layer] for name, tree in variables.items() if "layers" in tree}
+            carry, _ = body(carry, (own, *(None if x is None else x[layer] for x in of_layers)))
+        return carry
+    stacked = {name: tree["layers"] for name, tree in variables.items() if "layers" in tree}
+    return jax.lax.scan(body, (x_BXD, cache), (stacked, *of_layers), unroll=unroll)[0]
 
 
 def _positions(lengths_B, num_slots):
@@ -178,9 +198,7 @@ def prefill(config, variables, prompt_tokens_BS, prompt_lengths_B):
     return _final_norm(config, variables, x[:, -1]), cache
 
 
-def decode(
-    config, variables, tokens_BR, step, prompt_lengths_B, prompt_cache, completion_cache, *, slots=None, unroll=None
-):
+def decode(config, variables, tokens_BR, step, prompt_lengths_B, prompt_cache, completion_cache, *, slots=None):
     """Read token number `step` of each rollout -> (hidden `[B, R, D]` that predicts the next, the cache with it added).
 
     slots: how many completion slots to attend to, static; it must exceed `step`. By default all there are.
@@ -198,18 +216,18 @@ def decode(
             prompt_kv = [caches.read(config, x, layer, kind, -1, _NO_WINDOW, dtype) for x in prompt_cache]
             own_kv = [caches.read(config, x, layer, kind, axis, slots, dtype) for x, axis in ((keys, -1), (values, -2))]
             valid_BS = attention.valid_slots(prompt_lengths_B, prompt_kv[0].shape[-1])
-            held_K = caches.tokens_held(keys, kind, -1, step, slots)
+            held_K = caches.tokens_held(config, keys, layer, kind, -1, step, slots)
             cap = config.attention_soft_cap
             return attention.attend_completion(q[:, :, None], prompt_kv, own_kv, valid_BS, step, window, cap, held_K)
 
-        branches = [functools.partial(attend_as, kind) for kind in caches.kinds(prompt_cache, cache)]
+        branches = [functools.partial(attend_as, kind) for kind in caches.kinds(config, prompt_cache, cache)]
         out = branches[0]() if len(branches) == 1 else jax.lax.cond(is_local[layer], *branches[::-1])
         return sharding.from_rows_to_columns(out[:, :, 0].astype(dtype), mesh, "head_dim"), Cache(keys, values)
 
     positions_BR = jnp.broadcast_to((prompt_lengths_B + step)[:, None], (num_prompts, rollouts))
     x_BRD = _embed(config, variables, tokens_BR, mesh)
     x_BRD, completion_cache = _scan_layers(
-        config, variables, x_BRD, positions_BR, attend, completion_cache, unroll=unroll,
+        config, variables, x_BRD, positions_BR, attend, completion_cache,
         place=lambda x: sharding.from_columns_to_rows(x, mesh, "head_dim"),
     )  # fmt: skip
     return sharding.keep_rows_whole(_final_norm(config, variables, x_BRD), mesh), completion_cache

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infalign_jax.models import cache as caches
 from infalign_jax.models.sharding import keep_batch_split
 from infalign_jax.sampling import sampler
 
@@ -23,9 +24,9 @@ def _split(begun, state, like):
     """The same, laid out by prompt over the mesh that `like` knows: what a loop reads again lies where it is used."""
     keep = functools.partial(keep_batch_split, like=like)
     begun = begun._replace(
-        prompt_cache=keep(begun.prompt_cache, axis=1), uniforms_CBR2=keep(begun.uniforms_CBR2, axis=1)
+        prompt_cache=keep(begun.prompt_cache, axis=-4), uniforms_CBR2=keep(begun.uniforms_CBR2, axis=1)
     )
-    return begun, sampler.State(state.step, keep(state.hidden_BRD), keep(state.cache, axis=1), keep(state.rollouts))
+    return begun, sampler.State(state.step, keep(state.hidden_BRD), keep(state.cache, axis=-5), keep(state.rollouts))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -34,6 +35,7 @@ def _begin(how, variables, *prompts_and_key):
 
 
 _advance = functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)(sampler.advance)
+_grow = functools.partial(jax.jit, static_argnums=(1, 2))(caches.grow)  # apart: `_advance` takes over what it is given
 _draw = functools.partial(jax.jit, static_argnums=0)(sampler.draw)
 
 
@@ -42,18 +44,19 @@ def _keep(begun, state, prompts_b, rollouts_br):
     """Begun and state of the rollouts at these places of every prompt, or (rollouts_br None) of these prompts."""
 
     def take(x, axis):
+        axis %= x.ndim
         if rollouts_br is None:
             return jnp.take(x, prompts_b, axis=axis, mode="clip")
         one_prompt = functools.partial(jnp.take, axis=axis, mode="clip")
         return jax.vmap(one_prompt, in_axes=(axis, 0), out_axes=axis)(x, rollouts_br)
 
     of_rollouts = sampler.State(
-        state.step, take(state.hidden_BRD, 0), jax.tree.map(lambda x: take(x, 1), state.cache),
+        state.step, take(state.hidden_BRD, 0), jax.tree.map(lambda x: take(x, -5), state.cache),
         jax.tree.map(lambda x: take(x, 0), state.rollouts),
     )  # fmt: skip
     begun = begun._replace(uniforms_CBR2=take(begun.uniforms_CBR2, 1))
     if rollouts_br is None:
-        cache = jax.tree.map(lambda x: take(x, 1), begun.prompt_cache)
+        cache = jax.tree.map(lambda x: take(x, -4), begun.prompt_cache)
         begun = begun._replace(prompt_cache=cache, prompt_lengths_B=take(begun.prompt_lengths_B, 0))
     return _split(begun, of_rollouts, state.hidden_BRD)
 
@@ -124,6 +127,7 @@ def sample(config, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key
     looked_BR = np.zeros(whole.ended_BR.shape, np.int32)
     for end in [*range(STRETCH, how.max_tokens, STRETCH), how.max_tokens]:
         slots = min(1 << (end - 1).bit_length(), how.max_tokens)
+        state = state._replace(cache=_grow(state.cache, how.config, slots))
         state = _advance(how, slots, variables, begun, state, min(end, how.max_tokens - 1))
         if end == how.max_tokens:  # this token is never read
             state = state._replace(rollouts=_draw(how, variables, begun, state)[1])

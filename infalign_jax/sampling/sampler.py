@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infalign_jax.models import cache as caches
 from infalign_jax.models import sharding, transformer
 from infalign_jax.sampling import categorical
 from infalign_jax.sampling import logits as filters
@@ -161,7 +162,8 @@ def begin(how, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key):
     zeros = jnp.zeros(shape, jnp.float32)
     done = Rollouts(jnp.full(shape, how.pad_id, jnp.int32), zeros, zeros, zeros, jnp.zeros(shape[:2], bool))
     hidden_BRD = jnp.broadcast_to(hidden_BD[:, None], (num_prompts, how.rollouts, config.embed_dim))
-    cache = transformer.empty_completion_cache(config, *shape, how.cache_dtype)
+    room = 0 if caches.apart(config) else how.max_tokens  # what starts empty grows with each stretch
+    cache = caches.empty_completion_cache(config, *shape[:2], room, how.cache_dtype)
     return Begun(prompt_cache, prompt_lengths_B, uniforms_CBR2), State(jnp.int32(0), hidden_BRD, cache, done)
 
 
@@ -195,6 +197,8 @@ def advance(how, slots, variables, begun, state, stop):
         )  # fmt: skip
         return State(state.step + 1, hidden_BRD, cache, done)
 
+    variables = transformer.by_layer(how.config, variables)
+    state = state._replace(cache=caches.grow(state.cache, how.config, slots))
     return jax.lax.while_loop(lambda state: (state.step < stop) & ~state.rollouts.ended_BR.all(), body, state)
 
 

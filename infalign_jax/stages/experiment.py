@@ -14,6 +14,7 @@ from infalign_jax.models import config as model_config
 from infalign_jax.models import hf, transformer
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.sampling import retire, sampler
+from infalign_jax.sampling.groups import in_groups
 from infalign_jax.stages.architecture import architecture, check_weights
 from infalign_jax.stages.classifier import PREFIX
 from infalign_jax.training import checkpoints
@@ -54,6 +55,11 @@ def open_experiment(config):
       ValueError: anything in the config or data that cannot work, named, before any compile.
     """
     workdir, mesh = epath.Path(config.workdir), meshes.make_mesh(config.mesh)
+    if config.sampling.at_once > 1 < mesh.size:
+        raise ValueError(
+            f"config.sampling.at_once is {config.sampling.at_once}; it must be 1 where, as here, {mesh.size} devices share "
+            "the prompts of a call already"
+        )
     if config.model.path:
         check_weights(config.model.path, "config.model.path")
     for key in ("reward", "judge"):
@@ -189,20 +195,21 @@ def draw(experiment, variables, prompts, index, *, rollouts, purpose, step=0):
       `Rollouts`, leading axis `len(index)`, split over the mesh by prompt.
     """
     config, mesh = experiment.config, experiment.mesh
-    batch = meshes.put_batch(
-        mesh,
-        (prompts.tokens_PS[index], prompts.lengths_P[index], prompts.ids_P[index].astype(np.int32)),
-    )
-    retiring = lets_go(experiment)
-    drawn = (retire if retiring else sampler).sample(
-        experiment.model,
-        variables,
-        *batch,
-        key_for(config.seed, purpose, step),
-        rollouts=rollouts,
-        max_tokens=config.data.response_tokens,
-        temperature=config.sampling.temperature,
-        eos_ids=hf.end_ids(config.model.path, experiment.tokenizer.eos_id),
-        pad_id=experiment.tokenizer.pad_id,
-    )
-    return meshes.put_batch(mesh, drawn) if retiring else drawn
+    retiring, at_once = lets_go(experiment), config.sampling.at_once
+
+    def draw_group(*arrays):
+        return (retire if retiring else sampler).sample(
+            experiment.model,
+            variables,
+            *meshes.put_batch(mesh, arrays),
+            key_for(config.seed, purpose, step),
+            rollouts=rollouts,
+            max_tokens=config.data.response_tokens,
+            temperature=config.sampling.temperature,
+            eos_ids=hf.end_ids(config.model.path, experiment.tokenizer.eos_id),
+            pad_id=experiment.tokenizer.pad_id,
+        )
+
+    rows = prompts.tokens_PS[index], prompts.lengths_P[index], prompts.ids_P[index].astype(np.int32)
+    drawn = in_groups(draw_group, at_once, *rows)
+    return meshes.put_batch(mesh, drawn) if retiring or at_once > 1 else drawn

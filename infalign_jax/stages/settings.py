@@ -68,7 +68,7 @@ RULES = {
     "mesh": {"data": devices(), "fsdp": devices(), "tensor": devices()},
     "sft": {**_TRAINING, "steps": whole(0)},
     "reward_model": _TRAINING,
-    "sampling": {"temperature": real(0, open_low=True), "truncated": one_of(*TRUNCATED), "penalty": real(0)},
+    "sampling": {"at_once": whole(1), "temperature": real(0, open_low=True), "truncated": one_of(*TRUNCATED), "penalty": real(0)},
     "calibrate": {"rollouts": whole(1, MOST_ROLLOUTS), "prompts_per_call": whole(1), "tails": one_of(*QUANTILES), "source": one_of(*SOURCES_OF_U), "held_out": whole(1), "mismatch": one_of("warn", "refuse", "ignore")},
     "amortize": {"enabled": flag(), "levels": whole(8), **_TRAINING, "held_out": whole(3), "leave_out": flag()},
     "prefix_scorer": {"enabled": flag(), "target": one_of(*TARGETS), "rollouts": whole(1), **_TRAINING, "held_out": whole(1)},

@@ -123,7 +123,14 @@ def _check_same(workdir, config):
         "prefix_scorer.enabled:",
         "baselines:",
     )
-    free += ("align.at_once:", "align.keep:", "align.keep_best:", "align.save_every:", "align.show_every:")
+    free += (
+        "sampling.at_once:",
+        "align.at_once:",
+        "align.keep:",
+        "align.keep_best:",
+        "align.save_every:",
+        "align.show_every:",
+    )
     changed = [line for line in changed if not line.startswith(free)]
     if changed:
         raise ValueError(
