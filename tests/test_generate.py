@@ -71,6 +71,14 @@ def test_text_lines_and_no_reference(policy, tmp_path, monkeypatch):
         assert row["completion"] == row["candidates"][0]["completion"]
 
 
+def test_without_a_reward_the_same_responses_come_unscored(policy, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the red\nfox\n")
+    words = f"--prompts={tmp_path / 'prompts.txt'}"
+    scored, plain = run(tmp_path, policy, words), run(tmp_path, policy, words, reward="")
+    assert [row["completion"] for row in plain] == [row["completion"] for row in scored]
+    assert all(row["reward"] is None is row["calibrated"] for row in plain)
+
+
 def test_responses_end_before_the_stop_text(policy, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "the red"}\n{"prompt": "a blue bird"}\n')
     words = [f"--prompts={tmp_path / 'prompts.jsonl'}", "--procedure=best_of(4)"]
@@ -89,6 +97,11 @@ def test_responses_end_before_the_stop_text(policy, tmp_path):
     [
         (["--reward=x:y"], "--policy is missing"),
         ([*BLOCKWISE, "--procedure=blockwise(2,3)", "--stop=x"], "--stop is 'x'; blockwise"),
+        (
+            ["--policy=p", "--prompts=PROMPTS", "--procedure=best_of(4)"],
+            "--reward is missing, and best_of(4) has no use",
+        ),
+        (["--policy=p", "--prompts=PROMPTS", "--reference=p"], "--reward is missing, and --reference has no use"),
         (["--policy=p", "--reward=x:y", "--max_tokens=0"], "--max_tokens is 0"),
         (["--policy=p", "--reward=x:y", "--seed=x"], "--seed is 'x'; it must be a whole number"),
         (["--policy=p", "--reward=x:y", "--seed"], "--seed has no value"),

@@ -1,16 +1,20 @@
-"""Amortised calibration: the loss finds quantiles, the map inverts them, and both survive what a network may emit."""
+"""Amortised calibration: the loss finds quantiles, the map orders them, and both survive what a network may emit."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from scipy import stats
 
+from infalign_jax.core.calibration import calibrate
 from infalign_jax.core.diagnostics import calibration_error
-from infalign_jax.core.quantiles import calibrate_by_quantiles, levels, monotone_quantiles, pinball_loss
+from infalign_jax.core.quantiles import monotone_quantiles, pinball_loss
 
 RNG = np.random.default_rng(0)
+
+
+def levels(count):
+    return ((np.arange(count) + 0.5) / count).astype(np.float32)
 
 
 def test_quantiles_increase_and_follow_location_and_scale():
@@ -54,56 +58,9 @@ def test_masked_rollouts_do_not_count_nor_poison_the_gradient():
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("law", [stats.norm(1, 2), stats.expon(), stats.logistic()])
-def test_true_quantiles_calibrate(law):
-    tau = levels(64)
-    rewards = law.rvs((50, 20), random_state=1)
-    u = calibrate_by_quantiles(rewards, law.ppf(tau.astype(float)), tau)
-    # Linear interpolation errs most beside the outermost levels; beyond them a law whose tail is not exponential, like
-    # the lower one of the exponential law, is known to half a level only.
-    true = law.cdf(rewards)
-    np.testing.assert_allclose(u, true, atol=0.5 / 64)
-    inside = abs(true - 0.5) < 0.5 - 1 / 64
-    np.testing.assert_allclose(u[inside], true[inside], atol=0.0025)
-
-
-def test_tails_are_exact_for_exponential_rewards_far_beyond_the_last_level():
-    tau = levels(8)
-    rewards = np.array([3.0, 5.0, 8.0])
-    u = np.asarray(calibrate_by_quantiles(rewards, stats.expon.ppf(tau.astype(float)), tau), np.float64)
-    np.testing.assert_allclose(1 - u, np.exp(-rewards), rtol=1e-3)
-    mirrored = calibrate_by_quantiles(-rewards, -stats.expon.ppf(tau.astype(float))[::-1], tau)
-    np.testing.assert_allclose(mirrored, np.exp(-rewards), rtol=1e-4)
-
-
-def test_monotone_continuous_and_inside_the_unit_interval():
-    tau = levels(16)
-    q = np.asarray(monotone_quantiles(RNG.normal(size=16).astype(np.float32) * 3))
-    rewards = np.linspace(q[0] - 30, q[-1] + 30, 20_001)
-    u = np.asarray(calibrate_by_quantiles(rewards, q, tau))
-    assert np.all(np.diff(u) >= -1e-6) and u.min() >= 0 and u.max() <= 1
-    np.testing.assert_allclose(calibrate_by_quantiles(q, q, tau), tau, atol=1e-5)
-    for end in (0, -1):
-        beside = np.asarray(calibrate_by_quantiles(q[end] + np.array([-1e-4, 1e-4]), q, tau))
-        np.testing.assert_allclose(beside, tau[end], atol=2e-3)
-
-
-def test_bad_quantiles_and_rewards_give_nan_in_their_row_and_no_gradient():
-    tau = levels(3)
-    q = np.array([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [0.0, 1.0, np.nan], [1.0, 1.0, 1.0]])
-    u = np.asarray(jax.jit(calibrate_by_quantiles)(np.array([[1.0, np.nan, 9.0]] * 4), q, tau))
-    np.testing.assert_array_equal(np.isnan(u), [[0, 1, 0], [1, 1, 1], [1, 1, 1], [0, 1, 0]])
-    gradient = jax.grad(lambda r: calibrate_by_quantiles(r, q[0], tau).sum())(jnp.array([0.5, 3.0]))
-    np.testing.assert_array_equal(gradient, [0, 0])
-    with pytest.raises(ValueError, match=r"quantiles \[..., M\] and levels \[M\]"):
-        calibrate_by_quantiles([0.0], [0.0, 1.0], tau)
-    with pytest.raises(ValueError, match="at least 2 levels, got 1"):
-        levels(1)
-
-
 def test_regression_calibrates_new_prompts_without_rollouts():
     """A small network learns location and scale of the rewards from features; a table of 8 rollouts knows less."""
-    prompts, k, tau = 300, 8, levels(15)
+    prompts, k, tau = 300, 8, np.arange(1, 16, dtype=np.float32) / 16  # where order statistics lie
     features = RNG.normal(size=(2 * prompts, 3)).astype(np.float32)
     centre, width = features @ [1.0, -0.5, 0.2], np.exp(0.4 * features[:, 0])
     rewards = (centre[:, None] + width[:, None] * RNG.normal(size=(2 * prompts, k))).astype(np.float32)
@@ -128,7 +85,7 @@ def test_regression_calibrates_new_prompts_without_rollouts():
         return (optax.apply_updates(n, updates), s), None
 
     (network, _), _ = jax.lax.scan(step, (network, optimizer.init(network)), length=600)
-    u = calibrate_by_quantiles(rewards[prompts:], predict(network, features[prompts:]), tau)
+    u = calibrate(rewards[prompts:], predict(network, features[prompts:]), tails="exponential")
     true = stats.norm.cdf((rewards - centre[:, None]) / width[:, None])[prompts:]
     error = np.mean(abs(np.asarray(u) - true))
     assert error < 0.08  # 8 rollouts: 0.313/√8 = 0.11

@@ -21,14 +21,12 @@ class Grid(NamedTuple):
       w_M: ``1 - u_M`` to full relative accuracy.
       weight_M: quadrature weights, ``sum(weight_M * f(u_M)) ~ integral of f``.
       width_P: widths of the panels.
-      edge_P: left edges of the panels.
     """
 
     u_M: np.ndarray
     w_M: np.ndarray
     weight_M: np.ndarray
     width_P: np.ndarray
-    edge_P: np.ndarray
 
     def integral(self, values_M):
         """Integral over [0,1] of the function with these values at the nodes."""
@@ -86,6 +84,5 @@ def grid(breaks=(), uniform=64, depth=72):
     low_u = (left[:-1, None] + np.diff(left)[:, None] * nodes).ravel()
     high_w = (right[:-1, None] + np.diff(right)[:, None] * nodes).ravel()[::-1]
     width = np.concatenate([np.diff(left), np.diff(right)[::-1]])
-    edge = np.concatenate([left[:-1], 1 - right[:0:-1]])
     weight = (width[:, None] * weights).ravel()
-    return Grid(np.concatenate([low_u, 1 - high_w]), np.concatenate([1 - low_u, high_w]), weight, width, edge)
+    return Grid(np.concatenate([low_u, 1 - high_w]), np.concatenate([1 - low_u, high_w]), weight, width)

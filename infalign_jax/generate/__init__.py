@@ -6,14 +6,15 @@ import sys
 from infalign_jax import flags
 from infalign_jax.data.rows import read_rows
 
-PAGE = """infalign generate --policy FOLDER --reward REWARD [--prompts FILE] [flags]
+PAGE = """infalign generate --policy FOLDER [--reward REWARD] [--prompts FILE] [flags]
 
   Draws responses to each prompt, scores them, and writes one JSON object a prompt: the response that the procedure
   chooses, its reward, and all candidates with their rewards.
 
   --policy FOLDER          a workdir's sft or align/METHOD/seed_N folder, a Hugging Face folder, or a PEFT one
   --reward REWARD          module:function, called with (prompts, completions); hf:FOLDER, a sequence classifier; or
-                           a workdir's reward_model or judge folder, whatever its tokeniser
+                           a workdir's reward_model or judge folder, whatever its tokeniser; without it rewards are
+                           null, and nothing can be chosen or calibrated by them
   --prompts FILE           a .jsonl file whose rows have a 'prompt', or a text file with a prompt a line;
                            - (the default) reads lines of text from standard input
   --procedure NAME         standard (the default), best_of(N), worst_of(N), or "blockwise(K, M)": of K continuations
@@ -32,7 +33,7 @@ PAGE = """infalign generate --policy FOLDER --reward REWARD [--prompts FILE] [fl
   --out FILE               where to write; - (the default) is standard output
 """
 _FLAGS = {  # name -> (default, how its text is read)
-    "policy": (None, str), "reward": (None, str), "prompts": ("-", str), "procedure": ("standard", str),
+    "policy": (None, str), "reward": ("", str), "prompts": ("-", str), "procedure": ("standard", str),
     "scorer": ("", str), "table": ("", str), "reference": ("", str), "rollouts": (64, int), "max_tokens": (128, int),
     "temperature": (1.0, float), "stop": ("", str), "batch": (8, int), "seed": (0, int), "out": ("-", str),
 }  # fmt: skip
@@ -92,7 +93,11 @@ def _write(file, prompts, options):
     from infalign_jax.policy import load_policy
 
     procedure = responses.procedure(options["procedure"], options["scorer"])
-    reward = rewards.open_reward(options["reward"])
+    uses = {options["procedure"]: procedure.kind in ("best_of", "worst_of")}
+    uses |= {f"--{name}": bool(options[name]) for name in ("table", "reference")}
+    if not options["reward"] and (use := next((name for name, asked in uses.items() if asked), "")):
+        raise ValueError(f"--reward is missing, and {use} has no use without one; see infalign generate --help")
+    reward = rewards.open_reward(options["reward"]) if options["reward"] else None
     policy = load_policy(options["policy"])
     if options["scorer"]:
         procedure = procedure._replace(value=rewards.open_scorer(options["scorer"], policy, prompts))

@@ -62,7 +62,7 @@ def responses(policy, reward, prompts, procedure, calibrator, drawing, first=0):
 
     Args:
       policy: `Policy`.
-      reward: `f(prompts, completions)`.
+      reward: `f(prompts, completions)`, or None: rewards are None.
       prompts: texts.
       procedure: `Procedure`.
       calibrator: `calibration.Calibrator`.
@@ -115,6 +115,8 @@ def _seed(drawing, *numbers):
 def _scored(reward, prompts, texts, ended_Bn, calibrator):
     """Rewards [B, n] of the responses to each prompt."""
     n = len(texts[0])
+    if reward is None:
+        return np.full((len(prompts), n), None)
     flat = [prompt for prompt in prompts for _ in range(n)], [text for row in texts for text in row]
     how = {"truncated": calibrator.truncated, "penalty": calibrator.penalty}
     return score(reward, *flat, ended_Bn.reshape(-1), **how, where="generate").reshape(len(prompts), n)
