@@ -5,6 +5,7 @@ MICROBATCHES parts, which both mean less memory to go through and no other gradi
 """
 
 import os
+import time
 from importlib.metadata import version
 
 import jax
@@ -108,11 +109,16 @@ def rl_step(shape):
     draw, held = drawing(config, shape), [state]
 
     def work():
+        marks = [time.perf_counter()]
         rollouts = draw(held[0].variables, int(held[0].step))
+        marks.append(time.perf_counter())
         texts = [shapes.text(tokens) for row in np.asarray(rollouts.tokens_BRC).tolist() for tokens in row]
         rewards_BR = np.array([shapes.reward(text) for text in texts], np.float32)
         rewards_BR = rewards_BR.reshape(shape.prompts, shape.rollouts)
+        marks.append(time.perf_counter())
         held[0], metrics = advance(held[0], rewards_BR, rollouts.tokens_BRC, rollouts.mask_BRC)
         assert np.isfinite(metrics["loss"])
+        marks.append(time.perf_counter())
+        return {"phases": dict(zip(("rollout", "reward", "update"), np.diff(marks).tolist(), strict=True))}
 
     return work

@@ -2,7 +2,8 @@
 
     PYTHON -m benchmarks.worker SIDE BENCHMARK SHAPE
 
-It answers with one line of JSON: first what it is, then wall seconds and CPU seconds of each turn.
+It answers with one line of JSON: first what it is, then wall seconds and CPU seconds of each turn, and what else the
+work returns.
 """
 
 import importlib
@@ -28,8 +29,8 @@ def main(side, benchmark, shape):
     say(versions=module.versions())
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        say(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
+        more = work() or {}
+        say(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu, **more)
     os._exit(0)  # without the goodbyes of trainers that were stopped in the middle
 
 
