@@ -61,7 +61,7 @@ def empty_completion_cache(config, num_prompts: int, rollouts: int, slots: int, 
     return Cache(keys, tuple(jnp.swapaxes(x, -1, -2) for x in keys))
 
 
-def grow(cache, config, slots: int):
+def grow(config, cache, slots: int):
     """The completion cache with room for `slots` tokens a rollout, where each layer has arrays of its own.
 
     A loop that reads all it carries needs no copy of the slots in use. Rings that are full stay as they are, and so does a
@@ -76,8 +76,8 @@ def grow(cache, config, slots: int):
         return jnp.pad(x, padding)
 
     sizes = [size for _, size in _sizes(config, slots, config.window)]
-    keys = tuple(widen(x, -1 + x.ndim, size) for x, size in zip(cache.keys, sizes, strict=True))
-    return Cache(keys, tuple(widen(x, -2 + x.ndim, size) for x, size in zip(cache.values, sizes, strict=True)))
+    keys = tuple(widen(x, x.ndim - 1, size) for x, size in zip(cache.keys, sizes, strict=True))
+    return Cache(keys, tuple(widen(x, x.ndim - 2, size) for x, size in zip(cache.values, sizes, strict=True)))
 
 
 def kinds(config, *caches):

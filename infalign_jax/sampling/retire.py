@@ -35,7 +35,7 @@ def _begin(how, variables, *prompts_and_key):
 
 
 _advance = functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)(sampler.advance)
-_grow = functools.partial(jax.jit, static_argnums=(1, 2))(caches.grow)  # apart: `_advance` takes over what it is given
+_grow = functools.partial(jax.jit, static_argnums=(0, 2))(caches.grow)  # apart: `_advance` takes over what it is given
 _draw = functools.partial(jax.jit, static_argnums=0)(sampler.draw)
 
 
@@ -127,7 +127,7 @@ def sample(config, variables, prompt_tokens_BS, prompt_lengths_B, row_ids_B, key
     looked_BR = np.zeros(whole.ended_BR.shape, np.int32)
     for end in [*range(STRETCH, how.max_tokens, STRETCH), how.max_tokens]:
         slots = min(1 << (end - 1).bit_length(), how.max_tokens)
-        state = state._replace(cache=_grow(state.cache, how.config, slots))
+        state = state._replace(cache=_grow(how.config, state.cache, slots))
         state = _advance(how, slots, variables, begun, state, min(end, how.max_tokens - 1))
         if end == how.max_tokens:  # this token is never read
             state = state._replace(rollouts=_draw(how, variables, begun, state)[1])

@@ -198,7 +198,7 @@ def advance(how, slots, variables, begun, state, stop):
         return State(state.step + 1, hidden_BRD, cache, done)
 
     variables = transformer.by_layer(how.config, variables)
-    state = state._replace(cache=caches.grow(state.cache, how.config, slots))
+    state = state._replace(cache=caches.grow(how.config, state.cache, slots))
     return jax.lax.while_loop(lambda state: (state.step < stop) & ~state.rollouts.ended_BR.all(), body, state)
 
 
