@@ -60,6 +60,10 @@ def _pick(x, targets):
     return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == targets[..., None], x, 0.0), axis=-1)
 
 
+def _below_largest(logits):
+    return logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+
+
 def token_log_probs(config, variables, hidden, targets, *, chunk=None):
     """log π(target | context), float32 `[..., T]` in nats, of `targets [..., T]` given the `hidden [..., T, D]` before them.
 
@@ -90,10 +94,16 @@ def token_statistics(config, policy_variables, reference_variables, hidden, refe
     chunk = _chunk(config, policy_variables, targets, chunk)
 
     def statistics(policy, reference, hidden, reference_hidden, targets):
-        log_p = jax.nn.log_softmax(transformer.unembed(config, policy, hidden))
-        log_q = jax.nn.log_softmax(transformer.unembed(config, reference, reference_hidden))
-        p = jnp.exp(log_p)
-        return _pick(log_p, targets), _pick(log_q, targets), jnp.sum(p * (log_p - log_q), -1), -jnp.sum(p * log_p, -1)
+        # All from sums over logits less their largest: arrays of log-probs would be written and read once more.
+        x = _below_largest(transformer.unembed(config, policy, hidden))
+        y = _below_largest(transformer.unembed(config, reference, reference_hidden))
+        weights = jnp.exp(x)
+        total = weights.sum(-1)
+        log_total, reference_log_total = jnp.log(total), jnp.log(jnp.exp(y).sum(-1))
+        mean_log_p = jnp.sum(weights * x, -1) / total - log_total
+        mean_log_q = jnp.sum(weights * y, -1) / total - reference_log_total
+        log_probs = _pick(x, targets) - log_total, _pick(y, targets) - reference_log_total
+        return *log_probs, mean_log_p - mean_log_q, -mean_log_p
 
     def own(heads, hidden, reference_hidden, targets):
         arrays = [(hidden, hidden.ndim - 2), (reference_hidden, hidden.ndim - 2), (targets, targets.ndim - 1)]
