@@ -18,6 +18,12 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
+# On a machine whose cores are busy a healthy process may be silent, or its devices wait for each other, longer than the
+# defaults allow. Who is gone must be noticed otherwise: by connections that break.
+PATIENT = {
+    "INFALIGN_HEARTBEAT_SECONDS": "600",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_collective_call_terminate_timeout_seconds=600",
+}
 CLI = (sys.executable, "-m", "infalign_jax")
 ONE = {"one": dict(data=1, fsdp=1, tensor=1)}
 EIGHT = {
@@ -41,7 +47,7 @@ def start(count, devices, command, **variables):
     """
     port, join, piped = free_port(), variables.pop("JOIN", "yes") == "yes", variables.pop("LOG", "pipe") == "pipe"
     shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    shared |= {"INFALIGN_HEARTBEAT_SECONDS": "20", "PYTHONPATH": str(ROOT), **variables}
+    shared |= {**PATIENT, "PYTHONPATH": str(ROOT), **variables}
     logs = [tempfile.TemporaryFile("w+") for _ in range(count)]  # noqa: SIM115 (`finish` closes them)
     copiers = [subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log) for log in logs] if piped else []
     processes = [
@@ -58,8 +64,11 @@ def start(count, devices, command, **variables):
     return list(zip(processes, logs, copiers or [None] * count, strict=True))
 
 
-def finish(started, timeout=300):
-    """(statuses, outputs, seconds from the first end to the last); who is still there after `timeout` seconds is killed."""
+def finish(started, timeout=900):
+    """(statuses, outputs, seconds from the first end to the last); who is still there after `timeout` seconds is killed.
+
+    That is many times what any of these runs takes on idle cores: it is there to end a hang, not to judge a busy machine.
+    """
     deadline, first = time.monotonic() + timeout, None
     while any(process.poll() is None for process, *_ in started):
         if first is None and any(process.poll() is not None for process, *_ in started):

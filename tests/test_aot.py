@@ -344,8 +344,6 @@ def test_the_steps_compile_for_two_slices(tmp_path, steps):
     ]
     command = [sys.executable, "-m", "infalign_jax", "aot", *words, f"--json={tmp_path / 'report.json'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    if "already in use" in done.stderr or "ABORTED" in done.stderr:
-        pytest.skip("another process of this machine holds libtpu")
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["chips"] == 8 and report["slices"] == 2

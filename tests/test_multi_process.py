@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests import multi_process
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 STEPS = 12
 KEYS = {
     "sft.steps": 4, "sft.batch_size": 16, "calibrate.rollouts": 4, "calibrate.held_out": 2, "calibrate.mismatch": "ignore",

@@ -132,6 +132,4 @@ for kv_heads, each, width, dtype in ((2, 2, 64, "bfloat16"), (1, 2, 256, "float3
 def test_the_kernel_compiles_for_a_tpu_with_any_width_of_head():
     """On a mesh whose `tensor` splits the KV heads, then the queries of one, then nothing."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=280, cwd=ROOT)
-    if "already in use" in done.stderr or "ABORTED" in done.stderr:
-        pytest.skip("another process of this machine holds libtpu")
     assert done.stdout.split() == ["compiled"] * 3, done.stderr[-2000:]

@@ -120,17 +120,26 @@ def keep_batch_split(x, like, axis=0):
     return jax.tree.map(constrain, x)
 
 
-def keep_lookup_split(x_BXD, like):
-    """Rows looked up in an embedding table, kept split as the table is, by channels over `fsdp`, and by prompt over `data`.
+def look_up(table_VD, tokens_BX):
+    """Rows `[B, X, D]` of an embedding table, split as the table is, by channels over `fsdp`, and by prompt over `data`.
 
-    So that the lookup and its gradient stay within a device's share of the table; otherwise GSPMD adds up, in the
-    backward pass, gradients of the whole table. The caller moves the result to the split of `keep_batch_split`.
+    So that the lookup and its gradient stay within a device's share of the table. Tokens are few bytes: their split over
+    `fsdp` is given up for it. Left to choose, GSPMD keeps that and gathers the table, and adds up gradients of all of it.
+    The caller moves the result to the split of `keep_batch_split`.
     """
-    mesh = jax.typeof(like).sharding.mesh
-    if not set(BATCH) <= set(mesh.shape) or x_BXD.shape[0] % mesh.shape["data"] or x_BXD.shape[-1] % mesh.shape["fsdp"]:
-        return x_BXD
-    spec = P("data", *[None] * (x_BXD.ndim - 2), "fsdp")
-    return jax.lax.with_sharding_constraint(x_BXD, NamedSharding(mesh, spec))
+    mesh = jax.typeof(table_VD).sharding.mesh
+    if (
+        not set(BATCH) <= set(mesh.shape)
+        or len(tokens_BX) % mesh.shape["data"]
+        or table_VD.shape[1] % mesh.shape["fsdp"]
+    ):
+        return table_VD[tokens_BX]
+
+    def place(x, *last):
+        spec = P("data", *[None] * (x.ndim - 1 - len(last)), *last)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return place(table_VD[place(tokens_BX)], "fsdp")
 
 
 def decode_mesh(variables, num_prompts):

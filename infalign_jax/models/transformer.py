@@ -63,7 +63,7 @@ def init(config, key):
 def _embed(config, variables, tokens, decode_mesh=None):
     table, dtype = variables["params"]["embed"]["embedding"], jnp.dtype(config.dtype)
     if decode_mesh is None:
-        x = sharding.keep_batch_split(sharding.keep_lookup_split(table[tokens], table).astype(dtype), table)
+        x = sharding.keep_batch_split(sharding.look_up(table, tokens).astype(dtype), table)
     else:
         tokens = sharding.keep_rows_whole(tokens, decode_mesh)
         x = sharding.keep_rows_whole(table[tokens].astype(dtype), decode_mesh)

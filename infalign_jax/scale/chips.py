@@ -1,13 +1,11 @@
 """TPU chips and slices as data: what the vendor publishes of each generation, and descriptions of slices without hardware."""
 
 import os
-import time
 from typing import NamedTuple
 
 from infalign_jax.scale import libtpu_flags
 
 GIB = 2**30
-_TRIES, _PAUSE = 7, 5.0  # to get libtpu to itself, and seconds between them
 
 
 class Chip(NamedTuple):
@@ -55,8 +53,12 @@ def chip_of(topology):
 
 
 def pretend(generation):
-    """Lets libtpu describe slices on a host without one. Call it before jax makes its backends; not for real pods."""
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")
+    """Lets libtpu describe slices on a host without one. Call it before jax makes its backends; not for real pods.
+
+    libtpu locks the chips of a host against other processes, even where there are none: a process that only compiles must
+    be told to do without, or it would fail whenever another one compiles.
+    """
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     os.environ.setdefault("LIBTPU_INIT_ARGS", libtpu_flags.arguments(generation))
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", CHIPS["v5e"].accelerator)
     import jax
@@ -68,7 +70,7 @@ def devices(topology, slices=1):
     """The devices of `slices` slices of a topology, for compiling only.
 
     Raises:
-      ValueError: libtpu is missing, busy, or knows no such topology.
+      ValueError: libtpu is missing, or knows no such topology.
     """
     from jax.experimental import topologies
 
@@ -76,13 +78,8 @@ def devices(topology, slices=1):
     if slices < 1:
         raise ValueError(f"--slices is {slices}; it must be at least 1")
     more = {"num_slices": slices} if slices > 1 else {}
-    for left in reversed(range(_TRIES)):
-        try:
-            return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
-        except Exception as error:
-            if left and "ABORTED" in str(error):  # another process has libtpu's lock
-                time.sleep(_PAUSE)
-                continue
-            needs = "; it takes infalign-jax[tpu], and one process of a machine at a time"
-            why = str(error).splitlines()[0] + ("" if "INVALID_ARGUMENT" in str(error) else needs)
-            raise ValueError(f"topology {topology!r} cannot be described here: {why}") from error
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
+    except Exception as error:
+        why = str(error).splitlines()[0] + ("" if "INVALID_ARGUMENT" in str(error) else "; it takes infalign-jax[tpu]")
+        raise ValueError(f"topology {topology!r} cannot be described here: {why}") from error

@@ -79,7 +79,7 @@ def _with(row, numbers):
 
 
 def _compile(arguments):
-    """The report of one `infalign aot`, in a process of its own: libtpu serves one at a time, and none is to end all."""
+    """The report of one `infalign aot`, in a process of its own: one that libtpu aborts is not to end all."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "report.json"
         command = [sys.executable, "-m", "infalign_jax", "aot", *arguments, f"--json={file}"]
