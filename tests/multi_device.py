@@ -2,7 +2,7 @@
 
 With the word `splash` it is the attention kernel, interpreted, that computes on the mesh, and XLA on the one device.
 Prints one JSON object: for each mesh, the largest relative differences from one device, and whether the tokens are the same;
-and the share of the layers' parameters that a device gathers to draw one token.
+the share of the layers' parameters that a device gathers to draw one token; and how often a lookup moves all of its table.
 """
 
 import json
@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 from infalign_jax.models import config as model_config
 from infalign_jax.models import transformer
-from infalign_jax.models.sharding import logical_axes
+from infalign_jax.models.sharding import BATCH, keep_batch_split, logical_axes, look_up
 from infalign_jax.sampling import retire
 from infalign_jax.sampling.sampler import Rollouts, sample
 from infalign_jax.scale.hlo import collectives
@@ -48,6 +49,20 @@ def gathered_a_token(sizes):
     draw = jax.jit(lambda *arguments: sample(MODEL, *arguments, **HOW)).lower(shapes, *prompts, jax.random.key(2))
     found = [c for c in collectives(draw.compile().as_text()) if c.kind == "all-gather" and c.times >= C - 1]
     return sum(c.received * c.times for c in found) / (C - 1) / layers
+
+
+def tables_moved(sizes):
+    """How many collectives of a lookup in an embedding table and its gradient are of all of the table."""
+    V, D, X = 4096, 512, 94
+    mesh = meshes.make_mesh(sizes, jax.devices())
+    place = lambda shape, dtype, *axes: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, P(*axes)))  # noqa: E731
+    table_VD, tokens_BX = place((V, D), np.float32, None, "fsdp"), place((256, X), np.int32, BATCH)
+
+    def loss(table_VD, tokens_BX):
+        return (keep_batch_split(look_up(table_VD, tokens_BX), table_VD) ** 2).sum()
+
+    program = jax.jit(jax.grad(loss), out_shardings=table_VD.sharding).lower(table_VD, tokens_BX).compile()
+    return sum(c.shape[-2:] == (V, D) for c in collectives(program.as_text()))
 
 
 def rewards_by_host(mesh, tokens_BRC, mask_BRC):
@@ -140,4 +155,8 @@ if __name__ == "__main__":
         name: run(MESHES[name], jax.devices(), microbatches=2 if name == "all" else 1, model=model) for name in names
     }
     report = {name: differences(other, one) for name, other in found.items()}
-    print(json.dumps({"meshes": report, "gathered_a_token": gathered_a_token(MESHES["all"])}))
+    moved = {
+        "gathered_a_token": gathered_a_token(MESHES["all"]),
+        "tables_moved": tables_moved(dict(data=2, fsdp=4, tensor=1)),
+    }
+    print(json.dumps({"meshes": report, **moved}))

@@ -42,6 +42,13 @@ MODULE = """HloModule m, num_partitions=8
   ROOT %all-gather.2 = bf16[16,4]{1,0} all-gather(%p), channel_id=5, replica_groups=mesh['x'=1,'y'=8] {'y'}, dimensions={0}, frontend_attributes={chain_id="1"}, metadata={op_name="jit(f)/q"}
 }
 
+%all-reduce-scatter.1 (s: bf16[16,4]) -> bf16[2,4] {
+  %s = bf16[16,4]{1,0} parameter(0)
+  %summed = bf16[16,4]{1,0} all-reduce(%s), channel_id=6, replica_groups=[1,8]<=[8], to_apply=%add
+  %first = s32[] constant(0)
+  ROOT %share = bf16[2,4]{1,0} dynamic-slice(%summed, %first, %first), dynamic_slice_sizes={2,4}
+}
+
 %inner_condition (t: (s32[], f32[8])) -> pred[] {
   %t = (s32[], f32[8]{0}) parameter(0)
   %i = s32[] get-tuple-element(%t), index=0
@@ -118,6 +125,7 @@ ENTRY %main (p: bf16[2,4], x: f32[8]) -> f32[8] {
   %true = pred[] constant(true)
   %one = bf16[16,4]{1,0} fusion(%p), kind=kCustom, calls=%fused
   %again = bf16[16,4]{1,0} fusion(%p), kind=kCustom, calls=%fused_again
+  %mine = bf16[2,4]{1,0} fusion(%one), kind=kCustom, calls=%all-reduce-scatter.1
   %init = (s32[], f32[8]{0}) tuple(%zero, %x)
   %outer = (s32[], f32[8]{0}) while(%init), condition=%outer_condition, body=%outer_body, backend_config={"known_trip_count":{"n":"3"}}
   %begin = (s32[], pred[]) tuple(%zero, %true)
@@ -135,11 +143,14 @@ ENTRY %main (p: bf16[2,4], x: f32[8]) -> f32[8] {
 
 def test_collectives_are_read_with_their_loops_groups_and_bytes():
     found = {c.name: c for c in hlo.collectives(MODULE)}
-    assert set(found) == {"all-gather.1", "reduced", "moved", "part", "recv"}, (
+    assert set(found) == {"all-gather.1", "summed", "reduced", "moved", "part", "recv"}, (
         "one line a collective, none of one device"
     )
     get = lambda name: (found[name].kind, found[name].times, found[name].group, found[name].received)  # noqa: E731
     assert get("all-gather.1") == ("all-gather", 1, 8, 16 * 4 * 2 * 7 / 8)
+    assert get("summed") == ("reduce-scatter", 1, 8, 16 * 4 * 2 * 7 / 8), (
+        "a sum of which a device keeps its share alone"
+    )
     assert get("reduced") == ("all-reduce", 3 * 2, 4, 2 * 8 * 4 * 3 / 4)
     assert get("moved") == ("collective-permute", 64, 2, 12)
     assert get("part") == ("reduce-scatter", 36, 4, 4 * 4 * 3)
@@ -198,9 +209,11 @@ def test_work_of_a_step_follows_the_mesh_and_the_microbatches():
     sizes = work.Sizes(8, 4, 16, 16, 1, MESH)
     _, _, total = work.parameters(MODEL)
     full = work.align(MODEL, sizes, 0)
-    # float32: three gathers and a scatter over 4, and the average of a quarter of the gradient over 2
-    assert full.exchange == pytest.approx(4 * total * 4 * 3 / 4 + 2 * total / 4 * 4 / 2)
-    assert work.align(MODEL, sizes._replace(microbatches=2), 0).exchange == pytest.approx(2 * full.exchange)
+    # float32: three gathers and a scatter over 4, the average of a quarter of the gradient over 2, and [16] for each of
+    # 16 + 4 * 15 slots of a chip's prompt: two lookups and a gradient
+    moved, rows = 4 * total * 4 * 3 / 4 + 2 * total / 4 * 4 / 2, 3 * (16 + 4 * 15) * 16 * 4 * 3 / 4
+    assert full.exchange == pytest.approx(moved + rows)
+    assert work.align(MODEL, sizes._replace(microbatches=2), 0).exchange == pytest.approx(2 * moved + rows)
     assert work.align(MODEL, sizes._replace(mesh=dict(data=1, fsdp=1, tensor=1)), 0).exchange == 0
     assert work.align(MODEL.replace(remat="layer"), sizes, 0).flops == pytest.approx(1.25 * full.flops)
     assert work.align(MODEL, sizes, 100).useful == pytest.approx(0.75 * full.useful)
@@ -212,7 +225,8 @@ def test_work_of_rollouts_follows_their_layout():
     # of a data group: 2 sums [rows, 16] in each of 3 layers and one in the lookup, received twice over; [rows, 4 + 2 + 2 + 4
     # heads of 8] a layer and the logits [rows, 48] change their split.
     moved = 16 * (2 * (2 * 3 + 1) * 16 + (3 * 12 * 8 + 48) / 4)
-    assert work.sampling(MODEL, sizes, 0).exchange == pytest.approx(4 * 3 / 4 * (layers + total / 4 + 16 * moved))
+    once = layers + total / 4 + 16 * 16  # and the rows looked up, [16 slots, 16] of a chip's prompt
+    assert work.sampling(MODEL, sizes, 0).exchange == pytest.approx(4 * 3 / 4 * (once + 16 * moved))
     # Six prompts do not divide by the eight chips: then each token gathers layers and head.
     odd = work.sampling(MODEL, sizes._replace(B=6), 0).exchange
     assert odd == pytest.approx(4 * 3 / 4 * 16 * (layers + head))

@@ -216,6 +216,7 @@ def test_eight_devices_do_what_one_does(words):
         for key in ("loss", "gradients", "variables"):
             assert report[key] < 1e-5, (name, key, report[key])
     assert found["gathered_a_token"] < 0.05, "while tokens are drawn parameters stay and activations move"
+    assert found["tables_moved"] == 0, "a lookup and its gradient stay within a device's share of the table"
 
 
 def test_a_non_finite_reward_stops_with_the_prompt_and_keeps_what_is_done(finished, tmp_path):

@@ -7,6 +7,8 @@ import numpy as np
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# A fused sum and slice, which a TPU runs as one reduce-scatter: nobody receives more than the share it keeps.
+_SCATTER = "all-reduce-scatter"
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -117,6 +119,8 @@ def collectives(text):
             # The type of a start is (operands, results, context): gathers grow, the others keep their size.
             size = max(arrays) if instruction.opcode.endswith("-start") else sum(arrays)
             ways = 2 if kind == "collective-permute" else _group_size(instruction.text)
+            if kind == "all-reduce" and name.startswith(_SCATTER):
+                kind, size = "reduce-scatter", size // ways
             shape, received = _shape(instruction.type), _received(kind, size, ways)
             found.append(
                 Collective(kind, size, shape, received, ways, times, False, instruction.name, _source(instruction))

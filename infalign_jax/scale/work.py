@@ -56,7 +56,7 @@ def align(model, sizes, adapters):
     adapters: parameters that train, if they are not all: then no gradient of the others is formed.
     """
     _, _, total = parameters(model)
-    forward, item = forward_flops(model, sizes), _item(model)
+    forward, item, (B, R, S, C) = forward_flops(model, sizes), _item(model), sizes[:4]
     useful = forward * (3 if adapters else 4)
     again = {"none": 0.0, "dots": 0.0, "layer": 1.0}[model.remat]
     trained = adapters or total
@@ -67,14 +67,16 @@ def align(model, sizes, adapters):
     gathers, scattered = 3 * total + (2 * adapters if adapters else 0), trained
     exchange = sizes.microbatches * _gathered(gathers + scattered, item, sizes)
     exchange += sizes.microbatches * _averaged(trained, item, sizes)
+    # Rows of two lookups, and the gradient of one if the table trains.
+    exchange += _looked_up(model, sizes, B * (S + R * (C - 1)) * (2 if adapters else 3))
     return Work(forward * again + useful, useful, hbm, exchange)
 
 
 def scoring(model, sizes, adapters):
     """`Work` of log-probabilities and exact KL of given rollouts: one pass of the policy and one of the reference."""
     _, _, total = parameters(model)
-    forward, item = forward_flops(model, sizes), _item(model)
-    exchange = _gathered(2 * total + adapters, item, sizes)
+    forward, item, (B, R, S, C) = forward_flops(model, sizes), _item(model), sizes[:4]
+    exchange = _gathered(2 * total + adapters, item, sizes) + _looked_up(model, sizes, 2 * B * (S + R * (C - 1)))
     return Work(2 * forward, 2 * forward, 2 * item * total / sizes.mesh["tensor"], exchange)
 
 
@@ -96,6 +98,7 @@ def sampling(model, sizes, adapters):
     if B % ways:
         return Work(flops, flops, hbm, _gathered(C * (layers + adapters + head), item, sizes))
     once = _gathered(layers + adapters + (total + adapters) / sizes.mesh["fsdp"], item, sizes)
+    once += _looked_up(model, sizes, B * S)
     return Work(flops, flops, hbm, once + C * _moved_per_token(model, sizes))
 
 
@@ -121,6 +124,12 @@ def _gathered(parameters, item, sizes):
     """Bytes a chip receives to gather (or scatter) so many parameters over the mesh axis fsdp."""
     fsdp = sizes.mesh["fsdp"]
     return parameters * item / sizes.mesh["tensor"] * (fsdp - 1) / fsdp
+
+
+def _looked_up(model, sizes, rows):
+    """Bytes a chip receives to move so many rows of embeddings from where their channels lie to where their prompts lie."""
+    ways, fsdp = sizes.mesh["data"] * sizes.mesh["fsdp"], sizes.mesh["fsdp"]
+    return rows / ways * model.embed_dim * _item(model) * (fsdp - 1) / fsdp
 
 
 def _averaged(parameters, item, sizes):
