@@ -7,7 +7,7 @@ usage() {
 usage: launch/local_processes.sh [--processes N] [--devices M] [--port PORT] [--grace SECONDS] [--dry-run] -- COMMAND ...
 
   Starts COMMAND N times on this machine. JAX joins the N processes (gloo over TCP) into one run of N x M CPU devices.
-  SIGTERM and SIGINT are passed on to all of them. The exit status is the first that is not 0.
+  SIGTERM and Ctrl-C reach all of them as SIGTERM: infalign saves and ends. The exit status is the first that is not 0.
 
   --processes N      processes, 2 by default
   --devices M        CPU devices of each, 4 by default
@@ -84,8 +84,7 @@ signal_all() { # signal_all SIGNAL: to those that still run
     kill "-$1" "$pid" 2>/dev/null || true
   done
 }
-trap 'signal_all TERM' TERM
-trap 'signal_all INT' INT
+trap 'signal_all TERM' TERM INT # what bash starts in the background ignores SIGINT
 
 status=0 alarm=''
 while [ ${#pids[@]} -gt 0 ]; do

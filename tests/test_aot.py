@@ -344,9 +344,24 @@ def test_the_committed_table_is_that_of_the_committed_numbers():
     assert set(numbers) <= set(table.ROWS)
 
 
+# A process that has libtpu's lock, or found that another one has.
+HOLD_LIBTPU = """
+import os, sys
+from infalign_jax.scale import chips
+chips.pretend("v5e")
+del os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"]
+try:
+    chips.devices("v5e:2x2")
+except ValueError as error:
+    assert "lockfile" in str(error) or "already in use" in str(error), error
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: install infalign-jax[tpu]")
 @pytest.mark.parametrize("steps", ["align", pytest.param("sample,score", marks=pytest.mark.slow)])
-def test_the_steps_compile_for_two_slices(tmp_path, steps):
+def test_the_steps_compile_for_two_slices_while_another_process_holds_libtpu(tmp_path, steps):
     words = ["--config", TINY, "--topology=v5e:2x2", "--slices=2", "--config.mesh.data=2", "--config.mesh.fsdp=4"]
     words += [
         "--config.align.microbatches=2",
@@ -357,7 +372,12 @@ def test_the_steps_compile_for_two_slices(tmp_path, steps):
         f"--steps={steps}",
     ]
     command = [sys.executable, "-m", "infalign_jax", "aot", *words, f"--json={tmp_path / 'report.json'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_LIBTPU], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT)
+        other.communicate()
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["chips"] == 8 and report["slices"] == 2

@@ -1,8 +1,11 @@
 """Workdirs in a bucket (gs://...): everything but the arrays of checkpoints, which TensorStore writes by itself."""
 
+import gzip
 import json
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -71,16 +74,19 @@ def test_files_of_libraries_that_know_no_buckets(gs, tmp_path):
         assert place == tmp_path
 
 
-def test_a_trace(gs):
-    import jax.numpy as jnp
-
+def test_a_trace_is_there_and_can_be_read(gs):
     tracer = profile.Tracer("gs://b/sft", (1, 2))
     for step in range(4):
         tracer.before(step)
-        tracer.after(step, jnp.ones(3) + step)
+        tracer.after(step, jnp.sin(jnp.ones(3) + step))
     tracer.close()
-    names = {os.path.splitext(name)[1] for name in gs.store if name.startswith("/b/sft/profile/")}
-    assert names >= {".pb", ".gz"}
+    files = {name: bytes(gs.cat_file(name)) for name in gs.store if name.startswith("/b/sft/profile/")}
+    (perfetto,) = (file for name, file in files.items() if name.endswith("perfetto_trace.json.gz"))
+    assert any(event["ph"] == "X" for event in json.loads(gzip.decompress(perfetto))["traceEvents"])
+    (xplane,) = (file for name, file in files.items() if name.endswith(".xplane.pb"))
+    assert any(
+        plane.name.startswith("/host") for plane in jax.profiler.ProfileData.from_serialized_xspace(xplane).planes
+    )
 
 
 @pytest.mark.slow

@@ -70,12 +70,13 @@ def test_local_processes_ends_with_the_first_failure_and_kills_who_stays():
     assert time.monotonic() - started < 20
 
 
-def test_local_processes_passes_signals_on():
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_local_processes_asks_all_to_end(asked):
     words = 'trap "exit 0" TERM; echo ready; sleep 60 & wait'
     command = [LAUNCH / "local_processes.sh", "--", "bash", "-c", words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(asked)
     assert process.wait(timeout=20) == 0
 
 
