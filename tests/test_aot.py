@@ -102,6 +102,9 @@ MODULE = """HloModule m, num_partitions=8
   %one = s32[] constant(1)
   %next = s32[] add(%step, %one)
   %w = f32[3]{0} constant({1, 2, 3})
+  %noted = f32[3]{0} copy(%w), frontend_attributes={kernel_metadata={
+"block": "x = 1"
+}}
   %moved = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%w), channel_id=2, source_target_pairs={{0,1},{1,0}}
   %live = pred[] get-tuple-element(%t), index=1
   ROOT %out = (s32[], pred[]) tuple(%next, %live)

@@ -11,6 +11,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _SCATTER = "all-reduce-scatter"
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_NAMED = re.compile(r"\s+(ROOT )?%?[\w.\-]+ = ")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
 
@@ -50,9 +51,9 @@ def parse(text):
             if match := _HEAD.match(line):
                 current = computations.setdefault(match[2], {})
                 entry = match[2] if match[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # an attribute of several lines may begin one with a bracket, too
             current = None
-        elif " = " in line:
+        elif _NAMED.match(line):
             instruction = _instruction(line)
             current[instruction.name] = instruction
     return entry, computations
