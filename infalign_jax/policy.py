@@ -11,7 +11,7 @@ from etils import epath
 
 from infalign_jax.core.masking import masked_sum
 from infalign_jax.data import tokenizer as tokenizers
-from infalign_jax.data.tokenize import decode_completions, encode_prompts, encode_responses
+from infalign_jax.data.tokenize import decode_completions, encode_responses, encode_whole, round_up
 from infalign_jax.json_object import read_object
 from infalign_jax.models import config as model_config
 from infalign_jax.models import hf, lora, transformer
@@ -22,7 +22,7 @@ from infalign_jax.stages.policies import CARD
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.seeds import key_for
 
-_SLOTS = 32  # prompts and responses are padded to a multiple of this, so that few lengths are compiled
+SLOTS = 32  # prompts and responses are padded to a multiple of this, so that few lengths are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Policy:
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions; the counts must be equal")
         prompt = self._encode(prompts)
-        slots = _padded(max(map(len, self.tokenizer.encode_batch(list(completions)))) + 1)
+        slots = round_up(max(map(len, self.tokenizer.encode_batch(list(completions)))) + 1, SLOTS)
         tokens_NC, mask_NC = encode_responses(self.tokenizer, completions, slots)
         batch = prompt.tokens_NS, prompt.lengths_N, tokens_NC[:, None], mask_NC
         return np.asarray(_log_probs(self.config, self.variables, *map(jnp.asarray, batch)))
@@ -103,12 +103,7 @@ class Policy:
             raise ValueError("prompts is one string; give a list of prompts")
         if not len(prompts):
             raise ValueError("prompts is empty; give at least one")
-        longest = max(map(len, self.tokenizer.encode_batch(list(prompts)))) + 1  # BOS may come in front
-        return encode_prompts(self.tokenizer, prompts, _padded(longest))
-
-
-def _padded(length):
-    return -(-length // _SLOTS) * _SLOTS
+        return encode_whole(self.tokenizer, prompts, SLOTS)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -59,7 +59,7 @@ def config_for(folder, **changes):
 
 
 def speaker_rollouts(found, prompts, count):
-    """As `scored_rollouts`, of the task's own speaker: it stands in for a policy trained to speak like it."""
+    """As `make_examples`, of the task's own speaker: it stands in for a policy trained to speak like it."""
     texts = [text for text in prompts.texts for _ in range(count)]
     responses = synthetic.speak(texts, np.random.default_rng(len(texts)))
     tokens_NC, mask_NC = encode_responses(found.tokenizer, responses, found.config.data.response_tokens)
@@ -87,7 +87,7 @@ def opened(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(opened):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefix_scorer, "scored_rollouts", speaker_rollouts)
+        patch.setattr(prefix_scorer, "make_examples", speaker_rollouts)
         return prefix_scorer.run(opened.config)
 
 
@@ -194,7 +194,7 @@ def test_blockwise_decoding_beats_sampling_and_its_law_has_an_optimal_transform(
     )
     value = functools.partial(jax.jit(functools.partial(heads.reward, found.model)), scorer)
     reference, test = experiment.load_reference(found), experiment.encode_split(found, "test")
-    _, table_PK = prefix_scorer.scored_rollouts(found, test, 400)
+    _, table_PK = prefix_scorer.make_examples(found, test, 400)
 
     def calibrated(candidates, repeats=32):
         """u of the responses, [P, repeats]: each prompt decoded several times."""

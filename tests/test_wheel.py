@@ -1,5 +1,6 @@
 """What is shipped: a wheel that works in a clean environment without the repository; one version everywhere."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -42,16 +43,16 @@ def test_the_wheel_works_without_the_repository(tmp_path):
     python = tmp_path / "env" / "bin" / "python"
     place = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
     shutil.unpack_archive(wheel, place, "zip")
-    here = pathlib.Path(pytest.__file__).parents[
-        1
-    ]  # the dependencies, without this checkout, which is a finder of its own
+    here = pathlib.Path(pytest.__file__).parents[1]  # the dependencies; this checkout is a finder of its own
     (place / "dependencies.pth").write_text(f"{here}\n")
     work = tmp_path / "elsewhere"
     work.mkdir()
     (work / "a.jsonl").write_text('{"prompt": "p", "reward": [0.0, 1.0, 2.0]}\n')
 
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may name this checkout
+
     def run(*words):
-        return subprocess.run([str(python), *words], cwd=work, capture_output=True, text=True)
+        return subprocess.run([str(python), *words], cwd=work, capture_output=True, text=True, env=alone)
 
     where = run("-c", "import infalign_jax; print(infalign_jax.__file__, infalign_jax.__version__)").stdout
     assert str(place) in where and __version__ in where

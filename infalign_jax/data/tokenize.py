@@ -84,6 +84,17 @@ def encode_prompts(tokenizer, texts, max_tokens, on_long="error"):
     return EncodedPrompts(tokens_NS, lengths_N, kept)
 
 
+def encode_whole(tokenizer, texts, multiple):
+    """`encode_prompts` with the slots that the longest needs, a multiple of `multiple`: nothing is cut, few shapes compiled."""
+    longest = 1 + max(map(len, tokenizer.encode_batch(list(texts))))  # BOS may come in front
+    return encode_prompts(tokenizer, texts, round_up(longest, multiple))
+
+
+def round_up(length, multiple):
+    """The smallest multiple of `multiple` that is at least `length`."""
+    return -(-length // multiple) * multiple
+
+
 def encode_responses(tokenizer, texts, max_tokens, *, tell=True):
     """Responses as right-padded tokens [n, C] and mask [n, C], each ending in EOS.
 

@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 
 from infalign_jax.core.calibration import calibrate
-from infalign_jax.data.tokenize import encode_prompts
+from infalign_jax.data.tokenize import encode_whole
 from infalign_jax.generate.rewards import open_head
 from infalign_jax.models import heads
 from infalign_jax.stages.calibrate import read_table
@@ -91,8 +91,7 @@ def open_quantiles(folder):
     apply = jax.jit(functools.partial(heads.quantiles, config))
 
     def rows(prompts):
-        longest = 1 + max(map(len, tokenizer.encode_batch(prompts)))
-        encoded = encode_prompts(tokenizer, prompts, -(-longest // _SLOTS) * _SLOTS)
+        encoded = encode_whole(tokenizer, prompts, _SLOTS)
         return np.asarray(apply(variables, encoded.tokens_NS, encoded.lengths_N))
 
     return rows

@@ -6,13 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from infalign_jax.core import naming, procedures
-from infalign_jax.data.tokenize import decode_completions, encode_prompts
+from infalign_jax.data.tokenize import decode_completions, encode_whole
 from infalign_jax.generate.calibration import calibrated
+from infalign_jax.policy import SLOTS
 from infalign_jax.sampling.blockwise import blockwise
 from infalign_jax.stages.reward import score
 from infalign_jax.training.seeds import key_for
-
-_SLOTS = 32  # prompts are padded to a multiple of this, as a policy's own
 
 
 class Procedure(NamedTuple):
@@ -125,8 +124,7 @@ def _scored(reward, prompts, texts, ended_Bn, calibrator):
 def _blockwise(policy, prompts, procedure, drawing, seed):
     """(texts [B][1], ended [B, 1], blocks of each prompt). The first block is what `policy.rollouts` draws."""
     tokenizer = policy.tokenizer
-    longest = 1 + max(map(len, tokenizer.encode_batch(prompts)))
-    encoded = encode_prompts(tokenizer, prompts, -(-longest // _SLOTS) * _SLOTS)
+    encoded = encode_whole(tokenizer, prompts, SLOTS)
     decoded = blockwise(
         policy.config, policy.variables, procedure.value, encoded.tokens_NS, encoded.lengths_N, np.arange(len(prompts)),
         key_for(seed, "generate"), candidates=procedure.n, block_tokens=procedure.block_tokens,

@@ -7,13 +7,14 @@ import numpy as np
 from etils import epath
 
 from infalign_jax.data import tokenizer as tokenizers
-from infalign_jax.data.tokenize import encode_prompts, encode_responses
+from infalign_jax.data.tokenize import encode_responses, encode_whole, round_up
 from infalign_jax.models import config as model_config
 from infalign_jax.models import heads, transformer
 from infalign_jax.stages.classifier import PREFIX, classifier_reward
 from infalign_jax.stages.policies import CARD
 from infalign_jax.stages.reward import python_reward
 from infalign_jax.training import checkpoints, workdir
+from infalign_jax.training.calls import in_calls
 from infalign_jax.training.mesh import make_mesh
 
 _ROWS = 64  # texts in one call
@@ -47,15 +48,16 @@ def learned_reward(folder):
     apply = jax.jit(functools.partial(heads.reward, config))
 
     def reward(prompts, completions):
-        prompt_slots, slots = (_padded(1 + max(map(len, tokenizer.encode_batch(x)))) for x in (prompts, completions))
-        encoded = encode_prompts(tokenizer, prompts, prompt_slots)
+        encoded = encode_whole(tokenizer, prompts, _SLOTS)
+        slots = round_up(1 + max(map(len, tokenizer.encode_batch(completions))), _SLOTS)
         tokens_NC, mask_NC = encode_responses(tokenizer, completions, slots)
-        lengths_N, n, size, calls = mask_NC.sum(1).astype(np.int32), len(prompts), min(_ROWS, len(prompts)), []
-        for first in range(0, n, size):
-            rows = np.arange(first, first + size) % n  # filled up from the front: every call has one shape
+        lengths_N = mask_NC.sum(1).astype(np.int32)
+
+        def call(rows):
             prompt = encoded.tokens_NS[rows], encoded.lengths_N[rows]
-            calls.append(np.asarray(apply(variables, *prompt, tokens_NC[rows, None], lengths_N[rows, None]))[:, 0])
-        return np.concatenate(calls)[:n]
+            return np.asarray(apply(variables, *prompt, tokens_NC[rows, None], lengths_N[rows, None]))[:, 0]
+
+        return in_calls(call, len(prompts), min(_ROWS, len(prompts)))
 
     return reward
 
@@ -104,7 +106,3 @@ def open_head(folder, flag, add_head):
     here = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
     variables = checkpoints.load_variables(folder / "variables", checkpoints.abstract(shapes, here))
     return config, variables, tokenizers.load((reference / card["tokenizer"]).resolve())
-
-
-def _padded(length):
-    return -(-length // _SLOTS) * _SLOTS

@@ -18,16 +18,12 @@ from infalign_jax.core.quantiles import pinball_loss
 from infalign_jax.models import heads, transformer
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.stages.calibrate import load_table
-from infalign_jax.stages.experiment import (
-    draw,
-    encode_split,
-    load_reference,
-    open_experiment,
-)
+from infalign_jax.stages.experiment import encode_split, load_reference, open_experiment
 from infalign_jax.stages.reward import open_reward
-from infalign_jax.stages.scoring import score_rollouts
+from infalign_jax.stages.scoring import scored_rollouts
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training import mesh as meshes
+from infalign_jax.training.calls import in_calls
 from infalign_jax.training.supervised import fit, make_supervised_step
 
 SOURCES = ("table", "amortized")
@@ -104,13 +100,12 @@ def pooled(rewards_PK, count):
 def predict(experiment, variables, prompts):
     """The predicted row `[P, M]` of each of some `Prompts`: a table for `calibrate(..., tails='exponential')`."""
     apply = jax.jit(functools.partial(heads.quantiles, experiment.model))
-    P, size = len(prompts.texts), experiment.config.amortize.batch_size
-    rows_PM = []
-    for first in range(0, P, size):
-        rows = np.arange(first, first + size) % P  # filled up from the front, so that every call has one shape
+
+    def call(rows):
         batch = meshes.put_batch(experiment.mesh, (prompts.tokens_PS[rows], prompts.lengths_P[rows]))
-        rows_PM.append(meshes.fetch(apply(variables, *batch)))
-    return np.concatenate(rows_PM)[:P]
+        return meshes.fetch(apply(variables, *batch))
+
+    return in_calls(call, len(prompts.texts), experiment.config.amortize.batch_size)
 
 
 def predicted_table(experiment, prompts):
@@ -154,17 +149,11 @@ def make_examples(experiment, prompts):
 
 def reference_rewards(experiment, prompts):
     """Rewards `[P, K + held_out]` of new reference rollouts: tables to compare with, and what calibrations are judged by."""
-    config, P = experiment.config, len(prompts.texts)
+    config = experiment.config
     reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
-    reference = load_reference(experiment)
     R = config.calibrate.rollouts + config.amortize.held_out
-    size, calls = min(config.calibrate.prompts_per_call, P), []
-    for first in range(0, P, size):
-        rows = np.arange(first, first + size) % P
-        rollouts = draw(experiment, reference, prompts, rows, rollouts=R, purpose="amortize")
-        (rewards_BR,), _ = score_rollouts(experiment, rollouts, [prompts.texts[i] for i in rows], [reward], "amortize")
-        calls.append(rewards_BR)
-    return np.concatenate(calls)[:P]
+    size = min(config.calibrate.prompts_per_call, len(prompts.texts))
+    return scored_rollouts(experiment, load_reference(experiment), reward, prompts, R, size, "amortize")[2]
 
 
 def report(rows, rewards_PR, groups, config):

@@ -7,15 +7,15 @@ holds one.
 import functools
 
 import jax
-import numpy as np
 
 from infalign_jax.data import chat
 from infalign_jax.data import tokenizer as tokenizers
-from infalign_jax.data.tokenize import encode_prompts
+from infalign_jax.data.tokenize import encode_whole
 from infalign_jax.models import heads, hf
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.stages.architecture import from_folder
 from infalign_jax.training import mesh as meshes
+from infalign_jax.training.calls import in_calls
 
 PREFIX = "hf:"
 _ROWS = 64  # texts in one call, whose hidden states lie in memory together
@@ -54,15 +54,13 @@ def classifier_reward(spec, mesh, *, dialogues=None, **how):
 
     def reward(prompts, completions):
         rows = [text(*pair) for pair in zip(prompts, completions, strict=True)]
-        longest = max(map(len, tokenizer.encode_batch(rows))) + 1  # BOS may come in front
-        encoded = encode_prompts(tokenizer, rows, -(-longest // _SLOTS) * _SLOTS)
-        n, size = len(rows), min(_ROWS, len(rows))
-        calls = []
-        for first in range(0, n, size):
-            index = np.arange(first, first + size) % n  # filled up from the front: every call has one shape
+        encoded = encode_whole(tokenizer, rows, _SLOTS)
+
+        def call(index):
             batch = meshes.put_batch(mesh, (encoded.tokens_NS[index], encoded.lengths_N[index]))
-            calls.append(meshes.fetch(score(variables, *batch)))
-        return np.concatenate(calls)[:n]
+            return meshes.fetch(score(variables, *batch))
+
+        return in_calls(call, len(rows), min(_ROWS, len(rows)))
 
     reward.on_mesh = True
     return reward

@@ -23,13 +23,12 @@ from infalign_jax.models import transformer
 from infalign_jax.sampling.log_probs import token_statistics
 from infalign_jax.stages import methods
 from infalign_jax.stages.align import Trainer
-from infalign_jax.stages.experiment import draw
 from infalign_jax.stages.policies import begin, trained_shardings
 from infalign_jax.stages.reward import mean_reward
-from infalign_jax.stages.scoring import score_rollouts
+from infalign_jax.stages.scoring import scored_rollouts
 from infalign_jax.training import workdir
 from infalign_jax.training.accumulation import accumulate
-from infalign_jax.training.mesh import fetch, put_batch
+from infalign_jax.training.mesh import put_batch
 from infalign_jax.training.state import adam, apply_gradients, constant_then_linear
 
 FILE = "rollouts.npz"
@@ -182,17 +181,10 @@ def reference_rollouts(inputs):
     if workdir.has(path):
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
             return dict(arrays)
-    P, size, K = len(prompts.texts), config.calibrate.prompts_per_call, config.calibrate.rollouts
-    count, calls = K + config.calibrate.held_out, []
-    for first in range(0, P, size):
-        rows = np.arange(first, first + size) % P
-        rollouts = draw(experiment, inputs.reference, prompts, rows, rollouts=count, purpose="calibrate")
-        texts = [prompts.texts[i] for i in rows]
-        (rewards_BR,), _ = score_rollouts(experiment, rollouts, texts, [inputs.reward], "reference rollouts")
-        tokens_BRC, mask_BRC = fetch((rollouts.tokens_BRC, rollouts.mask_BRC))
-        calls.append((tokens_BRC[:, :K], mask_BRC[:, :K].astype(bool), rewards_BR[:, :K]))
-    found = [np.concatenate(parts)[:P] for parts in zip(*calls, strict=True)]
-    arrays = dict(zip(("tokens", "mask", "rewards"), found, strict=True))
+    K, size = config.calibrate.rollouts, config.calibrate.prompts_per_call
+    count = K + config.calibrate.held_out
+    found = scored_rollouts(experiment, inputs.reference, inputs.reward, prompts, count, size, "calibrate")
+    arrays = {name: array[:, :K] for name, array in zip(("tokens", "mask", "rewards"), found, strict=True)}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     workdir.write_bytes(path, buffer.getvalue())

@@ -21,11 +21,12 @@ from infalign_jax.core.calibration import calibrate
 from infalign_jax.core.masking import masked_mean
 from infalign_jax.models import heads
 from infalign_jax.stages.calibrate import load_table
-from infalign_jax.stages.experiment import draw, encode_split, load_reference, open_experiment
+from infalign_jax.stages.experiment import encode_split, load_reference, open_experiment
 from infalign_jax.stages.reward import open_reward, reward_shapes
-from infalign_jax.stages.scoring import score_rollouts
+from infalign_jax.stages.scoring import scored_rollouts
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training import workdir
+from infalign_jax.training.calls import in_calls
 from infalign_jax.training.seeds import key_for
 from infalign_jax.training.supervised import fit, make_supervised_step
 
@@ -75,7 +76,7 @@ def run(config):
         raise ValueError(
             f"stage prefix-scorer measures on at least two held-out prompts, and there are {len(test.texts)}"
         )
-    examples, rewards_PR = scored_rollouts(experiment, train, section.rollouts)
+    examples, rewards_PR = make_examples(experiment, train, section.rollouts)
     table_PK = load_table(config, experiment.workdir / "calibrate").rewards_PK
     location, scale = 0.0, 1.0
     if section.target == "reward":
@@ -96,7 +97,7 @@ def run(config):
         shown=("loss",),
         log=config.log,
     )
-    held_out, rewards_PR = scored_rollouts(experiment, test, config.calibrate.rollouts + section.held_out)
+    held_out, rewards_PR = make_examples(experiment, test, config.calibrate.rollouts + section.held_out)
     table_PK, rewards_PR = np.split(rewards_PR, [config.calibrate.rollouts], axis=1)
     held_out |= {name: held_out[name][:, config.calibrate.rollouts :] for name in ("tokens", "mask")}
     held_out["targets"] = targets(rewards_PR, np.sort(table_PK, 1), config, location, scale)
@@ -104,20 +105,17 @@ def run(config):
     return workdir.finish(folder, {**numbers, **report(experiment, variables, held_out, mean)}, started)
 
 
-def scored_rollouts(experiment, prompts, count):
+def make_examples(experiment, prompts, count):
     """(examples, rewards [P, count]) of new responses of the reference policy; examples lack their `targets`."""
-    config, P = experiment.config, len(prompts.texts)
+    config = experiment.config
     reward = open_reward(experiment, config.reward, experiment.workdir / "reward_model")
-    reference, size, calls = load_reference(experiment), min(config.calibrate.prompts_per_call, P), []
-    for first in range(0, P, size):
-        rows = np.arange(first, first + size) % P  # filled up from the front, so that every call has one shape
-        rollouts = draw(experiment, reference, prompts, rows, rollouts=count, purpose="prefix-scorer")
-        texts = [prompts.texts[i] for i in rows]
-        (rewards_BR,), _ = score_rollouts(experiment, rollouts, texts, [reward], "prefix-scorer")
-        calls.append((*meshes.fetch((rollouts.tokens_BRC, rollouts.mask_BRC)), rewards_BR))
-    tokens_PRC, mask_PRC, rewards_PR = (np.concatenate(parts)[:P] for parts in zip(*calls, strict=True))
-    examples = {"tokens": tokens_PRC, "mask": mask_PRC.astype(bool)}
-    return {"prompt_tokens": prompts.tokens_PS, "prompt_lengths": prompts.lengths_P, **examples}, rewards_PR
+    size = min(config.calibrate.prompts_per_call, len(prompts.texts))
+    reference = load_reference(experiment)
+    tokens_PRC, mask_PRC, rewards_PR = scored_rollouts(
+        experiment, reference, reward, prompts, count, size, "prefix-scorer"
+    )
+    prompt = {"prompt_tokens": prompts.tokens_PS, "prompt_lengths": prompts.lengths_P}
+    return {**prompt, "tokens": tokens_PRC, "mask": mask_PRC}, rewards_PR
 
 
 def targets(rewards_PR, table_PK, config, location, scale):
@@ -133,7 +131,7 @@ def report(experiment, variables, held_out, constant):
     Args:
       experiment: an `Experiment`.
       variables: trunk and head.
-      held_out: examples as from `scored_rollouts`, with their targets.
+      held_out: examples as from `make_examples`, with their targets.
       constant: what is predicted without a scorer.
 
     Returns:
@@ -141,12 +139,13 @@ def report(experiment, variables, held_out, constant):
       95 % interval over prompts; `explained_after`: the same by the number of tokens read, 1, 2, 4, ….
     """
     apply = jax.jit(functools.partial(_squared_errors, experiment.model))
-    P, size, calls = len(held_out["targets"]), experiment.config.prefix_scorer.batch_size, []
-    for first in range(0, P, size):
-        rows = np.arange(first, first + size) % P
+
+    def call(rows):
         batch = meshes.put_batch(experiment.mesh, {name: array[rows] for name, array in held_out.items()})
-        calls.append(meshes.fetch(apply(variables, batch)))
-    errors_PRC, mask_PRC = np.concatenate(calls)[:P].astype(np.float64), held_out["mask"]
+        return meshes.fetch(apply(variables, batch))
+
+    errors_PRC = in_calls(call, len(held_out["targets"]), experiment.config.prefix_scorer.batch_size).astype(np.float64)
+    mask_PRC = held_out["mask"]
     constant_PRC = np.broadcast_to(np.square(held_out["targets"] - constant)[:, :, None], errors_PRC.shape)
 
     def means(read):

@@ -7,8 +7,10 @@ import numpy as np
 
 from infalign_jax.data.tokenize import decode_completions
 from infalign_jax.reporting import samples
+from infalign_jax.stages.experiment import draw
 from infalign_jax.stages.reward import score
 from infalign_jax.training import mesh as meshes
+from infalign_jax.training.calls import in_calls
 from infalign_jax.training.distributed import is_first, many
 
 KEPT_PROMPTS = 2  # of a batch whose responses are kept
@@ -59,6 +61,31 @@ def score_rollouts(experiment, rollouts, prompt_texts, rewards, where):
         if np.isnan(arrays[-1]).any():
             raise ValueError(f"{where}: another process could not score its rollouts, and has said why")
     return arrays, ended_BR
+
+
+def scored_rollouts(experiment, variables, reward, prompts, rollouts, size, purpose):
+    """New responses to all of some `Prompts`, drawn and scored `size` prompts at once.
+
+    Args:
+      experiment: an `Experiment`.
+      variables: of the policy.
+      reward: as from `open_reward`.
+      prompts: `Prompts`.
+      rollouts: R, responses to each.
+      size: prompts at once.
+      purpose: what the random bits depend on, and words for errors.
+
+    Returns:
+      tokens [P,R,C], mask [P,R,C] bool and rewards [P,R], on the host of every process.
+    """
+
+    def call(rows):
+        drawn = draw(experiment, variables, prompts, rows, rollouts=rollouts, purpose=purpose)
+        (rewards_BR,), _ = score_rollouts(experiment, drawn, [prompts.texts[i] for i in rows], [reward], purpose)
+        tokens_BRC, mask_BRC = meshes.fetch((drawn.tokens_BRC, drawn.mask_BRC))
+        return tokens_BRC, mask_BRC.astype(bool), rewards_BR
+
+    return in_calls(call, len(prompts.texts), size)
 
 
 def first_completions(experiment, rollouts, count):

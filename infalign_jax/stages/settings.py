@@ -242,22 +242,23 @@ def _check_together(config):
                     f"config.calibrate.source is 'amortized', which needs config.{key} to be {legal!r}, not "
                     f"{config[section][name]!r}"
                 )
-    if config.sampling.truncated == "lowest" and config.amortize.enabled:
+    if config.sampling.truncated == "lowest":
+        _check_lowest(config)
+
+
+def _check_lowest(config):
+    """Keys that want a reward of every response, where a cut one has a rank only."""
+    if config.amortize.enabled:
         raise ValueError(
             "config.sampling.truncated is 'lowest', a reward no quantile head can learn (config.amortize.enabled is "
             "True); choose 'as_is' or 'penalty'"
         )
-    if (
-        config.sampling.truncated == "lowest"
-        and config.prefix_scorer.target == "reward"
-        and config.prefix_scorer.enabled
-    ):
+    words = "config.sampling.truncated is 'lowest' (lowest calibrated reward), and"
+    if config.prefix_scorer.enabled and config.prefix_scorer.target == "reward":
         raise ValueError(
-            "config.sampling.truncated is 'lowest' (lowest calibrated reward), and config.prefix_scorer.target is 'reward'; "
-            "choose 'calibrated', or 'as_is' or 'penalty'"
+            f"{words} config.prefix_scorer.target is 'reward'; choose 'calibrated', or 'as_is' or 'penalty'"
         )
-    if config.sampling.truncated == "lowest" and (raw := [m for m in config.align.methods if not methods.by_rank(m)]):
+    if raw := [m for m in config.align.methods if not methods.by_rank(m)]:
         raise ValueError(
-            f"config.sampling.truncated is 'lowest' (lowest calibrated reward), and {raw[0]!r} in config.align.methods "
-            "has no calibrated reward; choose 'as_is' or 'penalty'"
+            f"{words} {raw[0]!r} in config.align.methods has no calibrated reward; choose 'as_is' or 'penalty'"
         )

@@ -19,6 +19,11 @@ LOCK_FILE = "run.lock"
 
 # Sections that change only how a run is watched, stored or measured; a workdir may be taken up again with other values.
 _FREE = ("log", "evaluate", "mesh", "judge")
+# As these keys do. A method added to or dropped from the list leaves the others' runs valid, as does an optional stage.
+_FREE_KEYS = (
+    "align.methods", "align.seeds", "amortize.enabled", "prefix_scorer", "prefix_scorer.enabled", "baselines",
+    "sampling.at_once", "align.at_once", "align.keep", "align.keep_best", "align.save_every", "align.show_every",
+)  # fmt: skip
 _REPAIR = "delete this file and start again: what is saved beside it is taken up"
 
 
@@ -114,24 +119,7 @@ def _check_same(workdir, config):
         return
     old = {key: value for key, value in read_json(path).items() if key not in _FREE}
     changed = differences(old, {key: value for key, value in config.items() if key not in _FREE})
-    # A method added to or dropped from the list leaves the others' runs valid, as does an optional stage.
-    free = (
-        "align.methods:",
-        "align.seeds:",
-        "amortize.enabled:",
-        "prefix_scorer:",
-        "prefix_scorer.enabled:",
-        "baselines:",
-    )
-    free += (
-        "sampling.at_once:",
-        "align.at_once:",
-        "align.keep:",
-        "align.keep_best:",
-        "align.save_every:",
-        "align.show_every:",
-    )
-    changed = [line for line in changed if not line.startswith(free)]
+    changed = [line for line in changed if line.partition(":")[0] not in _FREE_KEYS]
     if changed:
         raise ValueError(
             f"workdir {workdir} was made by another config ({'; '.join(changed)}); choose another --workdir"
