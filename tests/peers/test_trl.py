@@ -1,6 +1,6 @@
 """Our reward functions inside TRL's own RLOOTrainer and GRPOTrainer, on a tiny random model.
 
-pip install -e '.[trl]' && pytest -m peers -n 0 tests/peers/test_trl.py
+pip install -e '.[test,trl]' && pytest -m peers -n 0 tests/peers/test_trl.py
 """
 
 import pathlib

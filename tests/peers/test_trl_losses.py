@@ -1,6 +1,6 @@
 """DPO and IPO against the numbers of TRL's own trainer, on the same token log-probabilities.
 
-pip install -e '.[trl]' && pytest -m peers -n 0 tests/peers/test_trl_losses.py
+pip install -e '.[test,trl]' && pytest -m peers -n 0 tests/peers/test_trl_losses.py
 """
 
 import collections
