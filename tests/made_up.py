@@ -156,7 +156,7 @@ def _summary(methods):
         "headline": {"procedure": "best_of", "n": 4, "judge": "gold"},
         "stages": [{"name": name, "seconds": seconds, "numbers": numbers} for name, seconds, numbers in stages],
         "config": {"seed": 0, "model": model, "methods": methods, "learning_rate": 3e-3},
-        "versions": {"python": "3.11.9", "jax": "0.10.2", "flax": "0.12.0", "infalign_jax": "0.1.0"},
+        "versions": {"python": "3.11.9", "jax": "0.10.2", "flax": "0.12.0", "infalign-jax": "0.1.0"},
         "notes": [
             "Best-of-8 of log reached a KL of 0.49 only.",
             "Rewards were standardised over all reference rollouts for raw.",

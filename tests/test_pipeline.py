@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from infalign_jax import load_policy, main, procedures
+from infalign_jax import __version__, load_policy, main, procedures
 from infalign_jax.core.winrate import win_rate_per_prompt
 from infalign_jax.stages import align, calibrate, experiment, settings
 from infalign_jax.training import workdir
@@ -90,7 +90,7 @@ def test_the_curve_starts_at_the_reference(finished):
 def test_the_page_holds_the_figures(finished):
     page = (finished / "evaluate" / "report.html").read_text()
     assert page.count("<svg") >= 4
-    assert "exponential(10)" in page
+    assert "exponential(10)" in page and f"Written by infalign {__version__}." in page
     assert {path.name for path in (finished / "evaluate" / "figures").iterdir()} >= {"headline.png", "kl_by_group.png"}
 
 

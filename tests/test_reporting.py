@@ -59,7 +59,7 @@ def hostile_page():
         **clean.summary,
         "notes": [HOSTILE],
         "config": {HOSTILE: HOSTILE},
-        "versions": {HOSTILE: HOSTILE, "infalign_jax": HOSTILE},
+        "versions": {HOSTILE: HOSTILE, "infalign-jax": HOSTILE},
     }
     summary |= {
         "stages": [{"name": HOSTILE, "seconds": 3.0, "numbers": {HOSTILE: HOSTILE}}],

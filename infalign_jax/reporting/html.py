@@ -37,7 +37,7 @@ def write_report(folder):
 def render(evaluation):
     """The page as text."""
     _headline_rows(evaluation)  # before anything is drawn: refuse a headline without rows
-    version = text(evaluation.summary["versions"].get("infalign_jax", ""))
+    version = text(evaluation.summary["versions"].get("infalign-jax", ""))
     sections = [(name, title, body) for name, title, body in _sections(evaluation) if body]
     links = "".join(
         f'<a href="#{name}">{(name[0].upper() + name[1:]).replace("-", " ")}</a>' for name, _, _ in sections

@@ -55,7 +55,7 @@ th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:
 tbody tr:last-child td{border-bottom:0}
 td small{display:block;color:var(--muted);font-size:.78rem}
 td.best{font-weight:700}
-.last-left th:last-child,.last-left td:last-child{text-align:left;padding-left:24px;width:75%}
+.last-left th:last-child,.last-left td:last-child{text-align:left;padding-left:24px;width:75%;white-space:normal;min-width:17em}
 .key th{text-align:left}
 .key td{white-space:normal;text-align:left;overflow-wrap:anywhere}
 .key td:first-child{white-space:nowrap}
