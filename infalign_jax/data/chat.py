@@ -14,6 +14,7 @@ from typing import NamedTuple
 from infalign_jax.json_object import read_object
 
 PLAIN_ROLES = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": "\n\nSystem: "}
+ASSISTANT = PLAIN_ROLES["assistant"].rstrip(" ")  # where a prompt of plain turns ends
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -51,7 +52,7 @@ def plain_prompt(messages):
         if message["role"] not in PLAIN_ROLES:
             raise ValueError(f"message role is {message['role']!r}; plain turns know {', '.join(PLAIN_ROLES)}")
     turns = [PLAIN_ROLES[message["role"]] + message["content"] for message in messages]
-    return "".join(turns) + PLAIN_ROLES["assistant"].rstrip(" ")
+    return "".join(turns) + ASSISTANT
 
 
 def messages_of(prompt):

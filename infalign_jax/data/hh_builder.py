@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
+from infalign_jax.data.chat import ASSISTANT
 from infalign_jax.data.rows import read_rows, read_text
 
 CONFIGS = {
@@ -36,7 +37,6 @@ CHECKSUMS = {
 }
 # The one official file whose checksum is not known is verified by the number of its rows.
 ROW_COUNTS = {"harmless-base/train.jsonl.gz": 42_537}
-ASSISTANT = "\n\nAssistant:"
 
 
 def split_pair(chosen, rejected):

@@ -13,12 +13,12 @@ import pathlib
 from typing import NamedTuple
 
 from infalign_jax.data import chat
+from infalign_jax.data.chat import ASSISTANT
 from infalign_jax.data.dataset import Dataset, Demonstration, Preference, Prompt, require_count
 from infalign_jax.data.rows import read_rows
 from infalign_jax.data.split import keep_some, require_fraction, split_by_prompt, without_seen
 
 RESPONSE_KEYS = ("completion", "chosen", "rejected")
-ASSISTANT = "\n\nAssistant:"
 
 
 class Row(NamedTuple):
