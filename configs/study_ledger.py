@@ -7,18 +7,8 @@ from configs import ledger, study_tones
 
 def get_config():
     study = study_tones.get_config()
-    study.tasks = ConfigDict({"ledger": ledger.get_config()})
-    with study.tasks.ledger.unlocked():
-        study.tasks.ledger.align.kl_rate = study_tones.get_config().tasks.tones.align.kl_rate
-    study.methods = (
-        "raw_group_std",
-        "ppo",
-        "identity",
-        "exponential(10)",
-        "optimal(best_of(4))",
-        "optimal(worst_of(4))",
-        "raw",
-        "max_at_k(4)",
-    )
+    study.tasks = ConfigDict({"ledger": study_tones.recipe(ledger.get_config())})
+    study.methods = ("raw_group_std", "identity", "optimal(best_of(4))", "optimal(worst_of(4))", "ppo")
     study.kls = (0.5,)
+    study.learning_rates = (5e-3,)  # no search
     return study

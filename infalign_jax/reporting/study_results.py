@@ -139,13 +139,16 @@ def losses(rows, kl):
 
 
 def costs(found):
-    """What each method's cells took, mean over seeds and KLs: rollouts, seconds, and the share that is calibration."""
+    """What each method's cells took, mean over seeds and KLs: rollouts, seconds, and the shares of them that calibration has.
+
+    `calibration_share` is stage calibrate's part of the time of a run of one method: sft, calibrate and align. Of several
+    methods on one table it is less.
+    """
     rows = []
     for task, method in dict.fromkeys((group.task, group.method) for group in found.values()):
         cells = [c for g in found.values() if (g.task, g.method) == (task, method) for c in g.cells]
-        mean = {
-            name: float(np.mean([cell["seconds"].get(name, 0.0) for cell in cells])) for name in ("calibrate", "align")
-        }
+        stages = ("sft", "calibrate", "align")
+        mean = {name: float(np.mean([cell["seconds"].get(name, 0.0) for cell in cells])) for name in stages}
         drawn = {name: float(np.mean([cell["rollouts"][name] for cell in cells])) for name in ("calibrate", "align")}
         rows.append(
             {
@@ -154,9 +157,11 @@ def costs(found):
                 "cells": len(cells),
                 "calibration_rollouts": drawn["calibrate"],
                 "training_rollouts": drawn["align"],
+                "rollout_share": drawn["calibrate"] / max(sum(drawn.values()), 1.0),
+                "sft_seconds": mean["sft"],
                 "calibration_seconds": mean["calibrate"],
                 "training_seconds": mean["align"],
-                "calibration_share": mean["calibrate"] / max(mean["calibrate"] + mean["align"], 1e-9),
+                "calibration_share": mean["calibrate"] / max(sum(mean.values()), 1e-9),
                 "device": cells[0]["device"],
             }
         )

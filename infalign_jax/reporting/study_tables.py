@@ -124,15 +124,15 @@ def loss_table(rows):
 
 
 def cost_table(rows):
-    """Rollouts and seconds of each method."""
+    """Rollouts and seconds of each method, and calibration's share of both."""
     table = [
         [
             row["method"],
             row["cells"],
             f"{row['calibration_rollouts']:.0f}",
             f"{row['training_rollouts']:.0f}",
-            f"{row['calibration_seconds']:.1f}",
-            f"{row['training_seconds']:.1f}",
+            f"{100 * row['rollout_share']:.0f} %",
+            *(f"{row[name]:.1f}" for name in ("sft_seconds", "calibration_seconds", "training_seconds")),
             f"{100 * row['calibration_share']:.0f} %",
             row["device"],
         ]
@@ -143,9 +143,11 @@ def cost_table(rows):
         "cells",
         "rollouts, table",
         "rollouts, training",
+        "calibration, of rollouts",
+        "s, sft",
         "s, calibrate",
-        "s, train",
-        "calibration",
+        "s, align",
+        "calibration, of the run",
         "device",
     ]
     return markdown(header, table)

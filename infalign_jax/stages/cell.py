@@ -90,10 +90,10 @@ def count_words(prompts, completions):
 
 
 def _rollouts(config, experiment, method):
-    """Responses drawn: of the reference for the table, and of the policy while it trains (none by offline methods)."""
+    """Responses drawn: of the reference for the table and its test, and of the policy as it trains (offline: none)."""
     section = config.align
     drawn = (
         0 if methods.module(method) == methods.OFFLINE else section.steps * section.prompts_per_step * section.rollouts
     )
-    table = len(experiment.dataset.train_prompts) * config.calibrate.rollouts
+    table = len(experiment.dataset.train_prompts) * (config.calibrate.rollouts + config.calibrate.held_out)
     return {"calibrate": table, "align": drawn}
