@@ -324,6 +324,7 @@ def test_the_planted_flaw_is_about_long_answers_alone():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_study_runs_and_reports(tmp_path):
     """Every part of a tiny study for real; a second call finds everything done."""
     words = ["study", f"--config={ROOT}/tests/study_tiny.py", f"--workdir={tmp_path}", "--config.seeds=0"]
