@@ -15,7 +15,7 @@ from infalign_jax.models import transformer
 from infalign_jax.sampling.log_probs import token_log_probs
 
 B, T, V = 16, 128, 262_144
-TIMED_T = 16  # the time of all logits at once is measured on fewer tokens: at 128 they would fill the machine's memory
+TIMED_T = 32  # the time of all logits at once is measured on fewer tokens: at 128 they would fill the machine's memory
 
 
 def gradient(config, chunk):

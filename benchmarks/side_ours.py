@@ -69,7 +69,11 @@ def rollout(shape):
     config = model()
     variables, draw = transformer.init(config, jax.random.key(0)), drawing(config, shape)
     seeds = iter(range(1 << 30))
-    return lambda: draw(variables, next(seeds))
+
+    def work():
+        draw(variables, next(seeds))
+
+    return work
 
 
 def stepping(config, shape):

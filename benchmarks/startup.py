@@ -14,7 +14,7 @@ FIRST_STEP = """
 from infalign_jax.training.compilation import use_cache
 use_cache()
 from benchmarks import side_ours, shapes
-side_ours.rl_step(shapes.Shape(2, 16, 16, 4, rounds=1))()
+side_ours.rl_step(shapes.Shape(4, 16, 16, 4, rounds=1))()
 """
 PROGRAMS = {
     "import numpy": "import numpy",
