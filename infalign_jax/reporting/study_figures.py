@@ -49,7 +49,7 @@ def comparison(rows, ceiling_rows, task, judge, kl):
         title=f"{task}: win rate over the reference at a KL of {kl:g} nats, {judge} reward",
         caption="Grey: methods that use rewards as they are; blue: ranks without a transform for the procedure (identity, pairs, "
         "best-of-n data); orange: calibrated transforms. Bars: 95 % intervals over prompts and seeds of the whole pipeline. Lines: what "
-        "theory says of identity (dotted) and of the certified optimum (dashed) for tables of K rollouts.",
+        "theory says of identity (dotted) and of the certified optimum (dashed) for tables of K rollouts. *: missed its KL.",
         panels=panels,
         columns=len(panels),
     )
@@ -130,7 +130,8 @@ def _dots(axes, rows, theory, title):
     if theory is not None:
         for key, line in (("identity_table", ":"), ("optimum_table", "--")):
             axes.axvline(theory[key], color=style.MUTED, linestyle=line, linewidth=1.1)
-    axes.set_yticks(range(len(rows)), [style.label(row["method"]) for row in rows], fontsize=8.5)
+    labels = [style.label(row["method"]) + "*" * row["off_target"] for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8.5)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_title(title)
     axes.set_xlabel("win rate over the reference", fontsize=8)
