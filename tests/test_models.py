@@ -85,19 +85,20 @@ def test_shared_prompt_gives_values_and_gradients_of_separate_rows(name):
 @pytest.mark.parametrize("name", ["gemma2", "deep", "gemma3", "qwen"])
 def test_cached_decoding_and_states_at_tokens_equal_the_full_pass(name):
     config, variables, prompts, completions = _setup(name)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5 * config.num_layers)  # rounding adds up over layers
     full = _unshared(config, variables, prompts, completions)
     states = _completion_states(config, variables, prompts, _LENGTHS, completions)
-    np.testing.assert_allclose(states, full[:, :, _S:], atol=2e-5)
+    close(states, full[:, :, _S:])
 
     hidden, prompt_cache = _prefill(config, variables, prompts, _LENGTHS)
-    np.testing.assert_allclose(hidden, full[:, 0, _S - 1], atol=2e-5)
+    close(hidden, full[:, 0, _S - 1])
     cache = transformer.empty_completion_cache(config, _B, _R, _C)
     decode = jax.jit(functools.partial(transformer.decode, config), static_argnames="slots")
     for step in range(_C):
         slots = 4 if step < 4 else None
         tokens = completions[:, :, step]
         hidden, cache = decode(variables, tokens, jnp.int32(step), _LENGTHS, prompt_cache, cache, slots=slots)
-        np.testing.assert_allclose(hidden, full[:, :, _S + step], atol=2e-5)
+        close(hidden, full[:, :, _S + step])
 
 
 @pytest.mark.parametrize("name", ["gemma2", "qwen"])
