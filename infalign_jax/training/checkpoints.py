@@ -1,6 +1,7 @@
 """Checkpoints of a train state: Orbax, asynchronous and atomic."""
 
 import contextlib
+import threading
 
 import jax
 import orbax.checkpoint as ocp
@@ -10,6 +11,10 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from infalign_jax.training.distributed import everyone, many
 from infalign_jax.training.preemption import Preempted
+
+# Orbax numbers the saves of a process and tells their folders apart by that number: threads that begin two at the same time
+# make one's folders twice.
+_SAVING = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -52,7 +57,8 @@ def save(manager, step, state, quality=None):
     if step in manager.all_steps():
         manager.delete(step)
     metrics = None if quality is None else {"quality": quality}
-    manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+    with _SAVING:
+        manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
 
 def restore_latest(manager, abstract_state):
@@ -93,7 +99,7 @@ def abstract(state, shardings):
 
 def save_variables(folder, variables):
     """Writes final variables of a stage to `folder`, whole or not at all."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _SAVING, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(epath.Path(folder).resolve(), variables, force=True)
 
 
