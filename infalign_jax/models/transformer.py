@@ -18,7 +18,7 @@ from infalign_jax.models.cache import Cache, empty_completion_cache  # noqa: F40
 from infalign_jax.models.layers import Layer, RMSNorm
 
 _NO_WINDOW = 1 << 30
-_FEW_LAYERS = 2  # so many are not worth a loop, which stacks and copies what the backward pass needs
+_UNROLLED_LAYERS = 2  # so many are not worth a loop, which stacks and copies what the backward pass needs
 _CHECKPOINT_POLICIES = {
     "layer": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -122,7 +122,7 @@ def _scan_layers(config, variables, x_BXD, positions_BX, attend, cache=None, **p
         )
         return carry, None
 
-    unroll = config.num_layers if config.num_layers <= _FEW_LAYERS and config.remat == "none" else 1
+    unroll = config.num_layers if config.num_layers <= _UNROLLED_LAYERS and config.remat == "none" else 1
     if config.remat != "none" and cache is None:  # what fills a cache has no backward pass
         body = jax.checkpoint(body, policy=_CHECKPOINT_POLICIES[config.remat], prevent_cse=False)
     kinds = is_local.astype(np.int32) if cos.shape[0] == 2 else None
