@@ -204,7 +204,10 @@ def attempt(study, cell, folder):
 
 
 def chosen_rate(study, cell, folder):
-    """The learning rate whose tuning cell has the highest win rate, mean over procedures, under the training reward.
+    """The learning rate whose tuning cell has the highest win rate under the training reward.
+
+    The win rate is that at the procedure a method is named after, such as optimal(best_of(4)), or else the mean over all. Without
+    a search it is the study's one rate; None, the task's own, where the study gives none.
 
     Raises:
       ValueError: there were tuning cells and all failed, or some have no result yet.
@@ -214,7 +217,7 @@ def chosen_rate(study, cell, folder):
     tuned = next(g for g in groups(study) if g[0].task == cell.task and g[0].method == cell.method)
     paths = [folder / "cells" / f"{c.name}.json" for c in tuned if c.rate is not None]
     if not paths:
-        return None
+        return study.learning_rates[0] if study.learning_rates else None
     if not all(path.exists() for path in paths):
         raise ValueError(f"the search for a learning rate of {cell.method} {_BUSY} another process")
     results = [workdir.read_json(path) for path in paths]
@@ -223,8 +226,10 @@ def chosen_rate(study, cell, folder):
         raise ValueError(f"no learning rate of {cell.method} on {cell.task} could be tried: {results[0]['error']}")
 
     def quality(result):
-        wins = result["win_rates"]["train"].values()
-        return sum(sum(win) / len(win) for win in wins) / len(wins)
+        wins = result["win_rates"]["train"]
+        own = cell.method.partition("(")[2].removesuffix(")")
+        deciding = [wins[own]] if own in wins else wins.values()
+        return sum(sum(win) / len(win) for win in deciding) / len(deciding)
 
     return max(finished, key=quality)["rate"]
 

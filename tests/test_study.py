@@ -170,18 +170,27 @@ def test_cells_of_another_process_are_left_to_it_until_it_is_gone(tmp_path, monk
     assert names.index("tones-ipo-kl_0.05-seed_0") < names.index(others)  # it went on meanwhile
 
 
-def test_the_learning_rate_is_chosen_by_the_search(tmp_path, monkeypatch):
-    quality, used = {1e-3: 0.6, 2e-3: 0.7, 4e-3: 0.5}, []
+@pytest.mark.parametrize(
+    ("method", "rates", "best"),
+    [("raw", (1e-3, 2e-3, 4e-3), 2e-3), ("bonbon_best(4)", (1e-3, 2e-3, 4e-3), 2e-3), ("optimal(best_of(4))", (1e-3, 2e-3, 4e-3), 4e-3)]
+    + [("raw", (4e-3,), 4e-3), ("raw", (), 2.5e-3)],
+)  # fmt: skip
+def test_the_learning_rate_is_chosen_by_the_search(method, rates, best, tmp_path, monkeypatch):
+    standard, used = {1e-3: 0.6, 2e-3: 0.7, 4e-3: 0.5, 2.5e-3: 0.6}, []
 
     def run_cell(config, procedures, folder, cell):
-        used.append((cell.rate, config.align.learning_rate, config.seed))
-        return {"win_rates": {"train": {"standard": [quality[config.align.learning_rate]]}}, "kl_measured": 0.05}
+        rate = config.align.learning_rate
+        used.append((cell.rate, rate, config.seed))
+        return {"win_rates": {"train": {"standard": [standard[rate]], "best_of(4)": [0.5 + 10 * rate]}}}
 
     monkeypatch.setattr(study, "run_cell", run_cell)
+    monkeypatch.setattr(study, "check", lambda found: None)
     found = study_tiny.get_config()
-    found.methods, found.seeds, found.learning_rates = ("raw",), (0,), tuple(quality)
+    found.methods, found.seeds, found.learning_rates = (method,), (0,), rates
+    found.tasks.tones.align.learning_rate = 2.5e-3
     study.run(found, tmp_path)
-    assert used == [(rate, rate, 100) for rate in quality] + [(None, 2e-3, 0)]
+    search = [(rate, rate, 100) for rate in rates] if len(rates) > 1 else []
+    assert used == [*search, (None, best, 0)]
 
 
 def test_pooling_and_pairs_by_hand(tmp_path, cells):

@@ -1,7 +1,9 @@
 """Checkpoints of a train state: Orbax, asynchronous and atomic."""
 
 import contextlib
+import sys
 import threading
+import time
 
 import jax
 import orbax.checkpoint as ocp
@@ -30,6 +32,7 @@ def open_checkpoints(folder, *, keep=2, keep_best=0):
         preservation_policy=managers.AnyPreservationPolicy(policies),
         best_fn=_quality if keep_best else None,
         enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier()) if many() else None,
     )
     manager = ocp.CheckpointManager(epath.Path(folder).resolve(), options=options)
     # The loop asks for notices of preemption itself; asked with other numbers, JAX's service would lose count.
@@ -44,8 +47,45 @@ def open_checkpoints(folder, *, keep=2, keep_best=0):
 
 
 def _close(manager):
-    manager.wait_until_finished()
+    wait(manager)
     manager.close()
+
+
+def _barrier():
+    """Orbax's barrier between the processes, passed at once by one whose part of a save has failed: nobody else gets there."""
+    wait_for_all = ocp.multihost.get_barrier_sync_fn()
+
+    def barrier(*, key, timeout_ms):
+        if sys.exc_info()[1] is None:  # Orbax also comes here while the error ends its thread
+            wait_for_all(key=key, timeout_ms=timeout_ms)
+
+    return barrier
+
+
+def wait(manager):
+    """Waits until the pending save, if any, is whole; every process must call it.
+
+    Processes ask each other, for Orbax would let them wait twenty minutes for one that failed.
+
+    Raises:
+      Exception: what the save failed of, on the process that failed.
+      OSError: another process could not save its part.
+    """
+    error, finished = None, not many()
+    while not finished:
+        finished = not manager.is_saving_in_progress()
+        try:
+            if finished:
+                manager.wait_until_finished()
+        except Exception as raised:  # a storage library has many ways to fail
+            error = raised
+        if not everyone(error is None):
+            raise error or OSError(
+                "another process could not save its part of a checkpoint; the one before it is whole"
+            )
+        finished = everyone(finished)
+        time.sleep(0 if finished else 0.02)
+    manager.wait_until_finished()
 
 
 def _quality(metrics):
@@ -53,7 +93,11 @@ def _quality(metrics):
 
 
 def save(manager, step, state, quality=None):
-    """Starts saving `state` as `step` in the background; replaces a checkpoint of that step that could not be read."""
+    """Starts saving `state` as `step` in the background, once the save before it is whole (`wait`).
+
+    It replaces a checkpoint of that step that could not be read.
+    """
+    wait(manager)
     if step in manager.all_steps():
         manager.delete(step)
     metrics = None if quality is None else {"quality": quality}
@@ -117,5 +161,5 @@ def load_variables(folder, abstract_variables):
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder, abstract_variables)
-    except Exception as error:  # a storage library has many ways to fail
+    except Exception as error:
         raise ValueError(f"the parameters in {folder} cannot be read ({_first_line(error)}); {again}") from error

@@ -91,7 +91,7 @@ def train(
                 if writer is not None:
                     writer.sync()
             if leaving:
-                manager.wait_until_finished()
+                checkpoints.wait(manager)
                 preemption.stop(f"{title}, step {step + 1} of {steps}")
     return state, last
 
