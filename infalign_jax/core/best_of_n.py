@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import optimize
 
-from infalign_jax.core.checks import finite
+from infalign_jax.core.checks import check_finite
 
 
 def best_of_n_kl(n):
@@ -55,7 +55,7 @@ def best_of_n_weights(rewards_PK, n):
     """
     if not abs(n) >= 1:
         raise ValueError(f"best-of-n needs n of at least 1, got {n}")
-    rewards_PK = np.sign(n) * finite("rewards", rewards_PK)
+    rewards_PK = np.sign(n) * check_finite("rewards", rewards_PK)
     ranked_PK = np.sort(rewards_PK, axis=1)
     places = [
         np.stack([np.searchsorted(row, own, side) for row, own in zip(ranked_PK, rewards_PK, strict=True)])

@@ -14,8 +14,8 @@ import functools
 
 import numpy as np
 
+from infalign_jax.core.checks import check_whole
 from infalign_jax.core.quadrature import rule
-from infalign_jax.core.transforms import check_whole
 
 MOST_ROLLOUTS = 4096  # K of a table that commands take: what the theory of a table costs grows faster than K
 _STEP = 0.25  # of the trapezoidal rule in log s: its integrand is analytic for |Im| < pi/2, so the error is below 1e-16

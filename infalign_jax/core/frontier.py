@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from infalign_jax.core import procedures, theory, transforms
+from infalign_jax.core.checks import check_positive
 from infalign_jax.core.optimal import optimal_transform
 
 DEFAULT_KLS = tuple(np.linspace(0.1, 2.0, 20).round(10))
@@ -45,7 +46,7 @@ def frontier(
     for phi in transforms_:
         phi = phi if phi == "optimal" else transforms.standardize(transforms.from_name(phi))
         for kl in kls:
-            theory.check_positive("kl", float(kl))
+            check_positive("kl", float(kl))
             row = {"procedure": objective.name, "transform": getattr(phi, "name", phi), "kl": float(kl)}
             beta, win_rate = _point(objective, phi, float(kl), calibration_samples)
             rows.append(row | {"beta": beta, "win_rate": win_rate, "calibration_samples": calibration_samples})
@@ -83,7 +84,7 @@ def best_exponential(procedure, kl, calibration_samples=None):
     from scipy import optimize
 
     objective = procedures.from_name(procedure)
-    kl = theory.check_positive("kl", kl)
+    kl = check_positive("kl", kl)
 
     def rate(t):
         return _point(objective, transforms.standardize(transforms.exponential(t)), kl, calibration_samples)[1] or 0.0

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infalign_jax.core import procedures, stationary, theory
+from infalign_jax.core import procedures, stationary
+from infalign_jax.core.checks import check_positive
 
 
 class LevelsOptimum(NamedTuple):
@@ -86,12 +87,12 @@ def optimal_on_levels(procedure, reference_probs, *, kl=None, beta=None):
     masses = _Masses((np.cumsum(p) - 0.5 * p), p)
     adapted = procedures.Objective(objective.name, tuple((w, _on_levels(part, p)) for w, part in objective.parts))
     if beta is None:
-        kl, limit = theory.check_positive("kl", kl), -np.log(p[-1])
+        kl, limit = check_positive("kl", kl), -np.log(p[-1])
         if kl >= limit:
             raise ValueError(f"kl = {kl:g} is out of reach: the best level alone has KL {limit:.4g}")
         state = stationary.solve(adapted, masses, kl, masses.u_M, iterations=20_000)
     else:
-        state = _at_beta(adapted, masses, theory.check_positive("beta", beta))
+        state = _at_beta(adapted, masses, check_positive("beta", beta))
     if not state.residual < 1e-10:
         raise ValueError(
             f"the optimum on these {len(p)} levels for {objective.name} was not found: residual {state.residual:.2g}"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from infalign_jax.core.checks import finite
+from infalign_jax.core.checks import check_finite
 
 QUANTILE = 0.85  # of a prompt's reference rewards: the level at which a response counts as good
 
@@ -28,7 +28,7 @@ def log_sigmoid(rewards, reference_rewards_PK):
       >>> round(float(log_sigmoid(np.array([[5.0]]), np.full((1, 4), 5.0))[0, 0]), 4)  # log 1/2
       -0.6931
     """
-    rewards = finite("rewards", rewards)
-    level_P = np.quantile(finite("reference_rewards", reference_rewards_PK), QUANTILE, axis=1)
+    rewards = check_finite("rewards", rewards)
+    level_P = np.quantile(check_finite("reference_rewards", reference_rewards_PK), QUANTILE, axis=1)
     above = rewards - level_P.reshape(-1, *[1] * (rewards.ndim - 1))
     return -np.logaddexp(0.0, -above).astype(np.float32)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infalign_jax.core.advantages import leave_one_out
-from infalign_jax.core.transforms import check_whole
+from infalign_jax.core.checks import check_whole
 
 
 def max_at_k(rewards_BR, k):

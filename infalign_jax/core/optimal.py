@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from infalign_jax.core import finite_optimum, naming, procedures, stationary, theory, transforms
+from infalign_jax.core.checks import check_positive, check_whole
 from infalign_jax.core.quadrature import grid
 
 _LARGEST_KL, _SMALLEST_KL = 40.0, 1e-9
@@ -75,9 +76,9 @@ def optimal_transform(procedure, *, kl=None, beta=None, calibration_samples=None
     if (kl is None) == (beta is None):
         raise ValueError(f"optimal_transform needs exactly one of kl and beta, got kl = {kl!r}, beta = {beta!r}")
     name, value = ("kl", kl) if beta is None else ("beta", beta)
-    value = theory.check_positive(name, value)
+    value = check_positive(name, value)
     if calibration_samples is not None:
-        size = transforms.check_whole("calibration_samples", calibration_samples)
+        size = check_whole("calibration_samples", calibration_samples)
         found = finite_optimum.solve(objective, size, **{name: value})
         phi = finite_optimum.interpolated(f"optimal({objective.name})", found.scores)
         facts = (found.kl, found.win_rate, found.gap, found.residual, "local", 1, 1, size)

@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from infalign_jax.core.transforms import check_whole
+from infalign_jax.core.checks import check_whole
 
 
 def dpo_loss(margins_B, beta, preferred_B=1.0):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from infalign_jax.core.transforms import check_whole
+from infalign_jax.core.checks import check_whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 
+from infalign_jax.core.checks import check_whole
 from infalign_jax.core.procedure import Procedure, rows
-from infalign_jax.core.transforms import check_whole, namespace
+from infalign_jax.core.transforms import namespace
 
 
 def standard():

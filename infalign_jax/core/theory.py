@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from infalign_jax.core import finite_table
+from infalign_jax.core.checks import check_positive
 from infalign_jax.core.quadrature import grid
 
 
@@ -166,10 +167,3 @@ def kl_of_density(log_f_M, nodes):
     small KL.
     """
     return float(nodes.integral(np.exp(log_f_M) * log_f_M - np.expm1(log_f_M)))
-
-
-def check_positive(name, value):
-    """``value`` as float, or ``ValueError`` with the argument's ``name`` unless it is a positive finite number."""
-    if isinstance(value, bool) or not np.isscalar(value) or not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}")
-    return float(value)

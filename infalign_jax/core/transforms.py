@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from infalign_jax.core import naming
+from infalign_jax.core.checks import check_whole
 from infalign_jax.core.quadrature import grid
 
 
@@ -169,15 +170,6 @@ def tabulate(phi, calibration_samples):
             f"transform {getattr(phi, 'name', phi)!s} is not finite in float32 at u = {bad:g}; standardize it first"
         )
     return values
-
-
-def check_whole(name, value, low=1):
-    """``value`` as int, or ``ValueError`` with the argument's ``name`` and its value if it is no whole number of at least ``low``."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
-    if not math.isfinite(value) or value != int(value) or value < low:
-        raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
-    return int(value)
 
 
 CHOICES = {"identity": identity, "log": log, "exponential": exponential}

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
+from infalign_jax.core.checks import check_whole
 from infalign_jax.core.procedure import Procedure, rows
-from infalign_jax.core.transforms import check_whole
 
 _STEP = 0.25  # of the trapezoidal rule in log s, analytic for |Im| < pi/2
 

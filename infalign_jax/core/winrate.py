@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from infalign_jax.core import bootstrap
+from infalign_jax.core.checks import check_finite
 
 
 class Estimate(NamedTuple):
@@ -41,7 +42,7 @@ def exact_win_rate(procedure, policy_probs, reference_probs, rewards):
       0.625
     """
     policy, reference = _probabilities("policy_probs", policy_probs), _probabilities("reference_probs", reference_probs)
-    policy, reference, rewards = np.broadcast_arrays(policy, reference, _finite("rewards", rewards))
+    policy, reference, rewards = np.broadcast_arrays(policy, reference, check_finite("rewards", rewards))
     order = np.argsort(rewards, axis=-1, kind="stable")
     rewards, policy, reference = (np.take_along_axis(x, order, -1) for x in (rewards, policy, reference))
     level_ends = np.concatenate([rewards[..., 1:] > rewards[..., :-1], np.ones_like(rewards[..., :1], bool)], -1)
@@ -80,7 +81,10 @@ def win_rate_per_prompt(procedure, policy_rewards, reference_rewards):
     rewards, here the ranks among reference_rewards: consistent, as its threshold is estimated, but not unbiased.
     Raises ValueError for non-finite rewards, and (from the procedure) for fewer samples than one selection needs.
     """
-    policy, reference = _finite("policy_rewards", policy_rewards), _finite("reference_rewards", reference_rewards)
+    policy, reference = (
+        check_finite("policy_rewards", policy_rewards),
+        check_finite("reference_rewards", reference_rewards),
+    )
     if policy.ndim < 1 or reference.ndim < 1:
         raise ValueError(f"rewards need a sample axis, got shapes {policy.shape} and {reference.shape}")
     # The last axis: parts of the procedure, one unless it is an average of several.
@@ -171,18 +175,10 @@ def _check_prompts(**rewards):
 
 
 def _probabilities(name, probs):
-    probs = _finite(name, probs)
+    probs = check_finite(name, probs)
     if probs.ndim < 1 or (probs < 0).any():
         raise ValueError(f"{name} must be probabilities [..., V], got shape {probs.shape} and minimum {probs.min()}")
     total = probs.sum(-1, keepdims=True)
     if (abs(total - 1) > 1e-5).any():
         raise ValueError(f"{name} must sum to 1 over the last axis, got {total.flat[np.argmax(abs(total - 1))]}")
     return probs / total
-
-
-def _finite(name, values):
-    values = np.asarray(values, np.float64)
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        raise ValueError(f"{name} has {values[tuple(bad[0])]} at index {bad[0].tolist()}; every value must be finite")
-    return values

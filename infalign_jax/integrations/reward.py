@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from infalign_jax import references, shaping
-from infalign_jax.core.transforms import check_whole
+from infalign_jax.core.checks import check_whole
 
 
 class CalibratedReward:
