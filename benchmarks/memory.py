@@ -20,7 +20,7 @@ TIMED_T = 32  # the time of all logits at once is measured on fewer tokens: at 1
 
 def gradient(config, chunk):
     def loss(variables, hidden, targets):
-        return token_log_probs(config, variables, hidden, targets, chunk=chunk).mean()
+        return token_log_probs(config, variables, hidden, targets, chunk=chunk, trained=True).mean()
 
     return jax.jit(jax.grad(loss, argnums=(0, 1)))
 

@@ -170,11 +170,19 @@ def test_cells_of_another_process_are_left_to_it_until_it_is_gone(tmp_path, monk
     assert names.index("tones-ipo-kl_0.05-seed_0") < names.index(others)  # it went on meanwhile
 
 
+SEARCH = (1e-3, 2e-3, 4e-3)
+
+
 @pytest.mark.parametrize(
     ("method", "rates", "best"),
-    [("raw", (1e-3, 2e-3, 4e-3), 2e-3), ("bonbon_best(4)", (1e-3, 2e-3, 4e-3), 2e-3), ("optimal(best_of(4))", (1e-3, 2e-3, 4e-3), 4e-3)]
-    + [("raw", (4e-3,), 4e-3), ("raw", (), 2.5e-3)],
-)  # fmt: skip
+    [
+        ("raw", SEARCH, 2e-3),
+        ("exponential(10)", SEARCH, 2e-3),
+        ("optimal(best_of(4))", SEARCH, 4e-3),
+        ("raw", (4e-3,), 4e-3),
+        ("raw", (), 2.5e-3),
+    ],
+)
 def test_the_learning_rate_is_chosen_by_the_search(method, rates, best, tmp_path, monkeypatch):
     standard, used = {1e-3: 0.6, 2e-3: 0.7, 4e-3: 0.5, 2.5e-3: 0.6}, []
 

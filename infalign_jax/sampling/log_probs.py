@@ -12,6 +12,9 @@ from infalign_jax.models import transformer
 from infalign_jax.sampling.split_head import on_own_prompts, ways
 
 _CHUNK_BYTES = 32 << 20  # of float32 logits of one model, when the caller does not choose
+_TRAINED_CHUNK_BYTES = (
+    128 << 20
+)  # the same under a gradient: that of the head, [V, D], is read and written once a chunk
 _SPLIT_CHUNK_BYTES = 512 << 20  # the same on each of several devices: accelerators, whose matmuls want many rows
 
 
@@ -44,14 +47,15 @@ def _over_chunks(function, arrays, chunk, remat):
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(num_chunks * chunk, *x.shape[2:])[:num_slots], 0, -1), outputs)
 
 
-def _chunk(config, variables, targets, chunk):
+def _chunk(config, variables, targets, chunk, trained):
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be a positive number of token slots")
     num_slots = targets.shape[-1]
     if chunk is not None:
         return min(chunk, num_slots)
     devices = ways(variables, targets.shape[0])
-    budget = _CHUNK_BYTES if devices == 1 else _SPLIT_CHUNK_BYTES
+    alone = _TRAINED_CHUNK_BYTES if trained else _CHUNK_BYTES
+    budget = alone if devices == 1 else _SPLIT_CHUNK_BYTES
     return chunk_slots(targets.size // num_slots // devices, num_slots, config.vocab_size, budget)
 
 
@@ -64,14 +68,14 @@ def _below_largest(logits):
     return logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
 
 
-def token_log_probs(config, variables, hidden, targets, *, chunk=None):
+def token_log_probs(config, variables, hidden, targets, *, chunk=None, trained=False):
     """log π(target | context), float32 `[..., T]` in nats, of `targets [..., T]` given the `hidden [..., T, D]` before them.
 
     At temperature 1 over the full vocabulary, soft cap included. Differentiable in `variables` and `hidden`.
-    chunk: token slots (of the T) taken at a time; by default as many as keep one chunk's logits near 32 MiB (512 MiB on
-    each device of a mesh).
+    chunk: token slots (of the T) taken at a time; by default as many as keep one chunk's logits near 32 MiB, or 128 MiB
+    where `trained` says that a gradient will be taken (512 MiB on each device of a mesh).
     """
-    chunk = _chunk(config, variables, targets, chunk)
+    chunk = _chunk(config, variables, targets, chunk, trained)
 
     def log_probs(variables, hidden, targets):
         logits = transformer.unembed(config, variables, hidden)
@@ -84,14 +88,17 @@ def token_log_probs(config, variables, hidden, targets, *, chunk=None):
     return on_own_prompts(config, own, [variables], [hidden, targets])
 
 
-def token_statistics(config, policy_variables, reference_variables, hidden, reference_hidden, targets, *, chunk=None):
+def token_statistics(
+    config, policy_variables, reference_variables, hidden, reference_hidden, targets, *, chunk=None, trained=False
+):
     """(log_probs, reference_log_probs, kl, entropy), each float32 `[..., T]` in nats per token.
 
     kl_t = Σ_v π(v) (log π(v) − log π_ref(v)) and entropy_t = −Σ_v π(v) log π(v) are exact sums over the vocabulary at
     the contexts given, not estimates from the sampled token. `hidden` and `reference_hidden` are `[..., T, D]`.
-    Differentiable in all but the integer targets; wrap the reference in stop_gradient where it must not learn.
+    Differentiable in all but the integer targets; wrap the reference in stop_gradient where it must not learn. `chunk`
+    and `trained` as in `token_log_probs`.
     """
-    chunk = _chunk(config, policy_variables, targets, chunk)
+    chunk = _chunk(config, policy_variables, targets, chunk, trained)
 
     def statistics(policy, reference, hidden, reference_hidden, targets):
         # All from sums over logits less their largest: arrays of log-probs would be written and read once more.

@@ -67,7 +67,7 @@ def objective(
     hidden_BRCD = transformer.forward_shared(model, variables, *prompt)
     reference_BRCD = jax.lax.stop_gradient(transformer.forward_shared(model, reference_variables, *prompt))
     log_probs_BRC, reference_log_probs_BRC, kl_BRC, entropy_BRC = token_statistics(
-        model, variables, reference_variables, hidden_BRCD, reference_BRCD, batch["tokens"]
+        model, variables, reference_variables, hidden_BRCD, reference_BRCD, batch["tokens"], trained=True
     )
     mask_BRC = batch["mask"]
     scores_BR, u_BR = shape_rewards(batch["rewards"], batch["table"], shaping, tails)

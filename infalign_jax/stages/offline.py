@@ -129,7 +129,7 @@ def offline_loss(model, kind, number, bonbon_sft, variables, reference_variables
     hidden_BRCD = transformer.forward_shared(model, variables, *prompt)
     reference_BRCD = jax.lax.stop_gradient(transformer.forward_shared(model, reference_variables, *prompt))
     log_probs_BRC, reference_log_probs_BRC, kl_BRC, _ = token_statistics(
-        model, variables, reference_variables, hidden_BRCD, reference_BRCD, batch["tokens"]
+        model, variables, reference_variables, hidden_BRCD, reference_BRCD, batch["tokens"], trained=True
     )
     mask_BRC, paired = batch["mask"], kind != "raft"
     log_probs_BR = masked_sum(log_probs_BRC, mask_BRC)

@@ -91,7 +91,7 @@ def jeffreys(model, variables, reference_variables, batch, shaping, beta, tails=
     variables = {**reference_variables, **variables}
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["best_tokens"]
     hidden_B1CD = transformer.forward_shared(model, variables, *prompt)
-    log_probs_B1C = token_log_probs(model, variables, hidden_B1CD, batch["best_tokens"])
+    log_probs_B1C = token_log_probs(model, variables, hidden_B1CD, batch["best_tokens"], trained=True)
     forward = -masked_sum(log_probs_B1C, batch["best_mask"]).mean()
     loss = forward_share * forward + (1.0 - forward_share) * backward / (beta * shaping.loss_scale)
     return loss, {**metrics, "loss": loss, "forward": forward}

@@ -124,7 +124,8 @@ def loss(model, variables, reference_variables, data, clip):
     """Clipped policy loss plus value loss of one minibatch: they share no parameter, so no weight stands between them."""
     prompt = data["prompt_tokens"], data["prompt_lengths"], data["tokens"]
     policy = {**reference_variables, **variables["policy"]}
-    log_probs_BRC = token_log_probs(model, policy, transformer.forward_shared(model, policy, *prompt), data["tokens"])
+    hidden_BRCD = transformer.forward_shared(model, policy, *prompt)
+    log_probs_BRC = token_log_probs(model, policy, hidden_BRCD, data["tokens"], trained=True)
     values_BRC = values_before(model, variables["critic"], *prompt)
     policy_part = clipped_policy_loss(log_probs_BRC, data["old"], data["advantages"], data["mask"], clip)
     value_part = value_loss(values_BRC, data["targets"], data["mask"])

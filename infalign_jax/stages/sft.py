@@ -31,7 +31,7 @@ def response_loss(model, variables, batch):
     hidden_B1CD = transformer.forward_shared(
         model, variables, batch["prompt_tokens"], batch["prompt_lengths"], targets_B1C
     )
-    log_probs_B1C = token_log_probs(model, variables, hidden_B1CD, targets_B1C)
+    log_probs_B1C = token_log_probs(model, variables, hidden_B1CD, targets_B1C, trained=True)
     loss = -masked_mean(log_probs_B1C[:, 0], batch["mask"])
     return loss, {"perplexity": jnp.exp(loss), "tokens": jnp.sum(batch["mask"])}
 
