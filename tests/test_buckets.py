@@ -77,12 +77,14 @@ def test_files_of_libraries_that_know_no_buckets(gs, tmp_path):
 def test_a_trace_is_there_and_can_be_read(gs):
     tracer = profile.Tracer("gs://b/sft", (1, 2))
     for step in range(4):
-        tracer.before(step)
-        tracer.after(step, jnp.sin(jnp.ones(3) + step))
+        with tracer.step(step, "align raw"):
+            values = jnp.sin(jnp.ones(3) + step)
+        tracer.after(step, values)
     tracer.close()
     files = {name: bytes(gs.cat_file(name)) for name in gs.store if name.startswith("/b/sft/profile/")}
     (perfetto,) = (file for name, file in files.items() if name.endswith("perfetto_trace.json.gz"))
-    assert any(event["ph"] == "X" for event in json.loads(gzip.decompress(perfetto))["traceEvents"])
+    events = json.loads(gzip.decompress(perfetto))["traceEvents"]
+    assert [event["args"]["step_num"] for event in events if event.get("name") == "align raw"] == ["1", "2"]
     (xplane,) = (file for name, file in files.items() if name.endswith(".xplane.pb"))
     assert any(
         plane.name.startswith("/host") for plane in jax.profiler.ProfileData.from_serialized_xspace(xplane).planes

@@ -74,8 +74,8 @@ def train(
             return {**values, "seconds": times["seconds"]}
 
         for step in range(start, steps):
-            tracer.before(step)
-            state, metrics = advance(step, state)
+            with tracer.step(step, title):
+                state, metrics = advance(step, state)
             if pending is not None:
                 last = report(*pending)
             pending = (step, metrics)

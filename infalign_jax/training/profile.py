@@ -14,18 +14,19 @@ FOLDER = "profile"
 class Tracer:
     """Records the steps FIRST to LAST (inclusive) of a loop in `folder`/profile, of each process in a folder of its own.
 
-    `before(step)` starts the trace where that is due; `after(step, values)` ends it, once `values` are computed. Without
-    steps both do nothing.
+    `step(step, title)` starts the trace where that is due; `after(step, values)` ends it, once `values` are computed.
+    Without steps both do nothing.
     """
 
     def __init__(self, folder, steps):
         self.folder, self.steps, self.temporary = epath.Path(folder) / FOLDER, steps, None
 
-    def before(self, step):
-        """Begins a trace if `step` is the first that is asked for."""
+    def step(self, step, title):
+        """A context for the step's work, by which viewers tell steps apart; begins a trace if it is the first asked for."""
         if self.steps and self.temporary is None and self.steps[0] <= step <= self.steps[1]:
             self.temporary = tempfile.TemporaryDirectory(prefix="infalign-profile-")
             jax.profiler.start_trace(self.temporary.name, create_perfetto_trace=jax.process_index() == 0)
+        return jax.profiler.StepTraceAnnotation(title, step_num=step)
 
     def after(self, step, values):
         """Ends the trace when `values`, what the last such step has made, are there."""
