@@ -197,7 +197,7 @@ def test_headline_draws_the_numbers_it_is_given(evaluation):
         ]
         assert any(line.shape == (len(curve), 2) and np.allclose(line, curve) for line in lines)
     assert [label.get_text() for label in points.get_yticklabels()] == ["raw", "identity", "exponential(10)"]
-    assert curves.get_xlabel() == figures.KL_LABEL and points.get_title(loc="left") == "At KL 0.5 nats"
+    assert curves.get_xlabel() == style.KL_LABEL and points.get_title(loc="left") == "At KL 0.5 nats"
 
 
 def test_seven_methods_stay_readable():

@@ -6,13 +6,12 @@ its objects, never through pyplot, so nothing global changes and no display is n
 
 from functools import partial
 
-from infalign_jax.reporting import records, style
+from infalign_jax.reporting import records, style, tables
 from infalign_jax.reporting.calibration_figures import kl_by_group, reliability
 from infalign_jax.reporting.picture import Panel, Picture, save, spread
 
 __all__ = ["headline", "kl_by_group", "pictures", "reliability", "save", "win_rate_against_kl", "win_rate_by_procedure"]
 
-KL_LABEL = "KL from the reference (nats per sequence)"
 JUDGES = {"gold": "gold reward", "train": "training reward"}
 
 
@@ -31,7 +30,7 @@ def headline(evaluation):
     height = max(4.3, 1.6 + 0.42 * len(methods))
     return Picture(
         name="headline",
-        title=f"{procedure[0].upper() + procedure[1:]}: win rate over the reference, at equal KL",
+        title=f"{style.capitalized(procedure)}: win rate over the reference, at equal KL",
         caption=f"First: probability that {procedure} of the aligned policy beats {procedure} of the reference policy "
         f"({judge_title(judge)}), against the KL spent; each curve interpolates between the reference and the "
         "trained weights, "
@@ -74,7 +73,7 @@ def _curves(axes, evaluation, key, judge, methods, labels):
         )
         ends["theory optimum"] = (best[-1]["kl"], best[-1]["win_rate"])
     axes.set_xlim(0, last)
-    axes.set_xlabel(KL_LABEL if labels else "KL (nats per sequence)")
+    axes.set_xlabel(style.KL_LABEL if labels else "KL (nats per sequence)")
     axes.set_ylabel("win rate over the reference")
     if labels:
         _label_ends(axes, ends, {method: look.color for method, look in methods.items()})
@@ -136,8 +135,7 @@ def _points(axes, evaluation, key, judge, methods):
         _mark(axes, (row["win_rate"], place), look, size=58)
         if row["theory"] is not None:
             axes.plot([row["theory"]] * 2, [place - 0.28, place + 0.28], color=style.INK, linewidth=1.4, zorder=2)
-        text = f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        axes.text(1.03, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+        axes.text(1.03, place, tables.interval(row), transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [style.label(row["method"]) for row in rows])
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set(color=methods[row["method"]].color, fontweight="bold")
@@ -257,7 +255,7 @@ def _profile(axes, evaluation, judge, methods):
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("procedure")
     axes.set_ylabel("win rate over the reference")
-    axes.set_title(judge_title(judge)[0].upper() + judge_title(judge)[1:])
+    axes.set_title(style.capitalized(judge_title(judge)))
     _label_ends(axes, ends, {method: look.color for method, look in methods.items()})
 
 

@@ -39,9 +39,7 @@ def render(evaluation):
     _headline_rows(evaluation)  # before anything is drawn: refuse a headline without rows
     version = text(evaluation.summary["versions"].get("infalign-jax", ""))
     sections = [(name, title, body) for name, title, body in _sections(evaluation) if body]
-    links = "".join(
-        f'<a href="#{name}">{(name[0].upper() + name[1:]).replace("-", " ")}</a>' for name, _, _ in sections
-    )
+    links = "".join(f'<a href="#{name}">{style.capitalized(name).replace("-", " ")}</a>' for name, _, _ in sections)
     bodies = "\n".join(f'<section id="{name}"><h2>{title}</h2>\n{body}\n</section>' for name, title, body in sections)
     return picture.share_glyphs(f"""<!doctype html>
 <html lang="en">
@@ -110,7 +108,7 @@ def _lead(evaluation):
         f"{evaluation.summary['target_kl']:g} nats. "
     )
     parts = [
-        f"{row['difference']:+.3f} over {_method(row['baseline'])} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        f"{row['difference']:+.3f} over {_method(row['baseline'])} {tables.bounds(row, '+')}"
         + (
             ""
             if tables.verdict(row) == tables.ABOVE
@@ -139,10 +137,7 @@ def _tiles(evaluation):
     best, against = _headline_rows(evaluation)
     key = records.headline_key(evaluation)[0]
     tiles = [(f"{best['win_rate']:.3f}", f"{records.procedure_title(key)} win rate of {best['method']}")]
-    tiles += [
-        (f"{row['difference']:+.3f}", f"over {row['baseline']} [{row['low']:+.3f}, {row['high']:+.3f}]")
-        for row in against[:1]
-    ]
+    tiles += [(f"{row['difference']:+.3f}", f"over {row['baseline']} {tables.bounds(row, '+')}") for row in against[:1]]
     spent = [row["kl"] for row in evaluation.results]
     tiles.append(
         (f"{evaluation.summary['target_kl']:g} nats", f"target KL; spent: {min(spent):.3f} to {max(spent):.3f}")
@@ -239,10 +234,10 @@ def _difference_table(comparisons, key, judge):
         kind = " yes" if tables.verdict(row) == tables.ABOVE else ""
         verdict = f'<span class="verdict{kind}">{text(tables.verdict(row))}</span>'
         pair = f"{text(row['method'])} − {text(row['baseline'])}"
-        cells.append([pair, f"{row['difference']:+.3f}", f"[{row['low']:+.3f}, {row['high']:+.3f}]", verdict])
+        cells.append([pair, f"{row['difference']:+.3f}", tables.bounds(row, "+"), verdict])
     title = f"{records.procedure_title(key)}, judged by the {figures.judge_title(judge)}"
     header = ["methods", "difference", "95 % interval", "verdict"]
-    return f"<h3>{text(title[0].upper() + title[1:])}</h3>" + _table(header, cells, "differences")
+    return f"<h3>{text(style.capitalized(title))}</h3>" + _table(header, cells, "differences")
 
 
 def _turned(rows, pair):

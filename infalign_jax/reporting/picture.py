@@ -70,9 +70,7 @@ def _quiet_style():
     import matplotlib
 
     with matplotlib.rc_context(style.RC), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # drawn as a box; tables show the letter
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box; tables show the letter
         yield
 
 

@@ -9,7 +9,6 @@ from infalign_jax.reporting.picture import Panel, Picture
 from infalign_jax.reporting.study_results import is_uncalibrated
 
 COMPARED = ("best_of(4)", "best_of(16)", "worst_of(4)")  # procedures of the picture that compares all methods
-KL_LABEL = "KL from the reference (nats per sequence)"
 
 
 def pictures(rows, loss_rows, ceiling_rows, head, kl):
@@ -153,7 +152,7 @@ def _curves(axes, rows, looks, title):
             axes.plot(x, y, color=look.color, marker=look.marker, markersize=5, linewidth=1.4)
     axes.set_xlim(0, 1.06 * max(row["kl_measured"] for row in rows))
     axes.set_title(title)
-    axes.set_xlabel(KL_LABEL, fontsize=8)
+    axes.set_xlabel(style.KL_LABEL, fontsize=8)
     axes.set_ylabel("win rate over the reference", fontsize=8)
 
 

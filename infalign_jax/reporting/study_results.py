@@ -92,10 +92,11 @@ def win_rates(found):
 
 
 def differences(found):
-    """Paired differences of every calibrated transform to identity, each exponential(t) and each uncalibrated baseline.
+    """Paired differences of every calibrated method to identity, to each exponential(t) and to each uncalibrated baseline.
 
-    And to the best of those baselines. Seeds that both have count; prompts and seeds are paired. 'best uncalibrated' is the baseline with the highest mean at
-    that task, KL, judge and procedure: chosen on the same prompts, so in the baseline's favour.
+    And to the best of those baselines. Seeds that both have count; prompts and seeds are paired. 'best uncalibrated' is
+    the baseline with the highest mean at that task, KL, judge and procedure: chosen on the same prompts, so in the
+    baseline's favour.
     """
     rows = []
     for group in found.values():

@@ -1,6 +1,7 @@
 """The tables of a study's report, in Markdown, from the rows of `study_results` and `report`."""
 
 from infalign_jax.reporting import style
+from infalign_jax.reporting.tables import interval
 
 
 def markdown(header, rows):
@@ -28,14 +29,14 @@ def target_table(ceiling_rows, difference_rows):
         if pair is None:
             return "–"
         which = f" ({pair['is']})" if "is" in pair else ""
-        return f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]{which}"
+        return interval(pair, "difference", "+") + which
 
     table = [
         [
             f"{row['kl']:g}",
             row["procedure"],
             row["method"],
-            f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
+            interval(row),
             _share(row),
             *(difference(row, baseline) for baseline in ("best uncalibrated", "ppo")),
         ]
@@ -59,7 +60,7 @@ def _share(row):
 
 def win_rate_table(rows):
     """Win rates with intervals: methods down, procedures across."""
-    names, table = _pivot(rows, lambda row: f"{row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    names, table = _pivot(rows, interval)
     first = {row["method"]: row for row in rows}
     marked = [
         [f"{m}{'*' if first[m]['off_target'] else ''}", f"{first[m]['kl_measured']:.3f}", first[m]["seeds"], *cells]
@@ -79,7 +80,7 @@ def difference_table(rows, judge):
             f"{row['kl']:g}",
             row["procedure"],
             row["seeds"],
-            f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+            interval(row, "difference", "+"),
             "–" if ceilings.get(_pair(row)) is None else f"{ceilings[_pair(row)]:+.3f}",
         ]
         for row in rows

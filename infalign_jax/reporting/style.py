@@ -7,6 +7,7 @@ dark, and every method has its own marker besides.
 from typing import NamedTuple
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#656d76", "#d8dee4", "#ffffff"
+KL_LABEL = "KL from the reference (nats per sequence)"
 THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
 
 
@@ -44,6 +45,11 @@ def label(name):
     """A name as a figure can show it: one line, no control characters, at most 28 characters."""
     clean = "".join(letter if letter.isprintable() else "�" for letter in str(name))
     return clean if len(clean) <= 28 else clean[:27] + "…"
+
+
+def capitalized(text):
+    """The text with a capital at its start, the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def order(methods):

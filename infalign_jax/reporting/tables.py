@@ -26,9 +26,14 @@ def align(header, rows, indent=""):
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
 
 
-def interval(row, value="win_rate"):
-    """'0.849 [0.837, 0.861]': a value with its 95 % interval."""
-    return f"{row[value]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+def interval(row, value="win_rate", sign=""):
+    """'0.849 [0.837, 0.861]': a value with its 95 % interval; with the sign '+', as differences have it, '+0.049 [...]'."""
+    return f"{row[value]:{sign}.3f} {bounds(row, sign)}"
+
+
+def bounds(row, sign=""):
+    """'[0.837, 0.861]': the 95 % interval of a row."""
+    return f"[{row['low']:{sign}.3f}, {row['high']:{sign}.3f}]"
 
 
 def win_rate_cells(results, judge, cell=interval):
@@ -89,7 +94,7 @@ def differences(comparisons):
             records.procedure_title(records.procedure_key(row)),
             row["judge"],
             f"{row['difference']:+.3f}",
-            f"[{row['low']:+.3f}, {row['high']:+.3f}]",
+            bounds(row, "+"),
             verdict(row),
         ]
         for row in ordered
