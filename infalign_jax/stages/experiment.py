@@ -14,9 +14,9 @@ from infalign_jax.models import config as model_config
 from infalign_jax.models import hf, transformer
 from infalign_jax.models.sharding import logical_axes
 from infalign_jax.sampling import retire, sampler
-from infalign_jax.sampling.groups import in_groups
 from infalign_jax.stages.architecture import architecture, check_weights
 from infalign_jax.stages.classifier import PREFIX
+from infalign_jax.stages.groups import in_groups
 from infalign_jax.training import checkpoints
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training import workdir as workdirs

@@ -1,4 +1,4 @@
-"""Several runs at the same time in one process: on CPUs, where the operations of a small model are too small to share."""
+"""Work that threads of one process do at the same time: on CPUs, where the operations of a small model are too small to share."""
 
 from concurrent import futures
 

@@ -4,10 +4,10 @@ One token of a few hundred rollouts is too little work for several cores to shar
 rollouts are not. An accelerator has nothing to gain.
 """
 
-from concurrent import futures
-
 import jax
 import numpy as np
+
+from infalign_jax.training.side_by_side import side_by_side
 
 
 def in_groups(sample, count: int, *arrays):
@@ -23,7 +23,6 @@ def in_groups(sample, count: int, *arrays):
     count = min(count, len(arrays[0]))
     if count == 1:
         return sample(*arrays)
-    groups = zip(*(np.array_split(array, count) for array in arrays), strict=True)
-    with futures.ThreadPoolExecutor(count) as pool:
-        drawn = list(pool.map(lambda group: jax.device_get(sample(*group)), groups))
+    groups = list(zip(*(np.array_split(array, count) for array in arrays), strict=True))
+    drawn = side_by_side(lambda group: jax.device_get(sample(*group)), groups, count)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *drawn)

@@ -10,8 +10,8 @@ import pytest
 from infalign_jax.models import transformer
 from infalign_jax.models.config import TransformerConfig
 from infalign_jax.sampling import retire, sampler
-from infalign_jax.sampling.groups import in_groups
 from infalign_jax.stages import experiment
+from infalign_jax.stages.groups import in_groups
 from tests import tiny
 from tests.compilations import Compilations
 
