@@ -15,10 +15,10 @@ import numpy as np
 from benchmarks import shapes
 from infalign_jax.models import transformer
 from infalign_jax.models.config import TransformerConfig
-from infalign_jax.sampling.groups import in_groups
 from infalign_jax.sampling.sampler import sample
 from infalign_jax.stages import align
-from infalign_jax.stages.scores import method_shaping
+from infalign_jax.stages.groups import in_groups
+from infalign_jax.stages.scores import score_rule
 from infalign_jax.training.state import adam, init_state
 
 REFERENCE_ROLLOUTS, MICROBATCHES = 64, 4
@@ -82,7 +82,7 @@ def stepping(config, shape):
     reference = transformer.init(config, jax.random.key(0))
     table_BK = np.sort(np.random.default_rng(0).normal(60, 2, (shape.prompts, REFERENCE_ROLLOUTS)), 1)
     table_BK = table_BK.astype(np.float32)
-    shaping, beta = method_shaping("exponential(10)", table_BK, 1.0)
+    rule, beta = score_rule("exponential(10)", table_BK, 1.0)
     optimizer = adam(shapes.LEARNING_RATE, 1.0)
     step = align.make_step(config, optimizer, target_kl=1.0, kl_rate=0.1, kl_warmup=0, microbatches=MICROBATCHES)
     fixed = {"prompt_tokens": tokens_BS, "prompt_lengths": lengths_B, "table": table_BK}
@@ -90,7 +90,7 @@ def stepping(config, shape):
 
     def advance(state, rewards_BR, tokens_BRC, mask_BRC):
         batch = {**fixed, "rewards": rewards_BR, "tokens": tokens_BRC, "mask": mask_BRC, "ended": ended_BR}
-        return jax.block_until_ready(step(state, reference, batch, shaping))
+        return jax.block_until_ready(step(state, reference, batch, rule))
 
     return init_state(jax.tree.map(jnp.copy, reference), optimizer, beta), advance
 

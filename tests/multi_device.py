@@ -113,16 +113,16 @@ def run(sizes, devices, microbatches=1, model=MODEL):
     batch = {"prompt_tokens": prompts[0], "prompt_lengths": prompts[1], **meshes.put_batch(mesh, on_host)}
     rewards_BR, asked = rewards_by_host(mesh, batch["tokens"], batch["mask"])
     batch["rewards"] = meshes.put_batch(mesh, rewards_BR)
-    shaping, beta = align.method_shaping("exponential(10)", np.sort(rng.normal(size=(64, K)), 1), 0.5)
-    shaping = jax.device_put(shaping, meshes.replicated(mesh))
+    rule, beta = align.score_rule("exponential(10)", np.sort(rng.normal(size=(64, K)), 1), 0.5)
+    rule = jax.device_put(rule, meshes.replicated(mesh))
     optimizer = optax.sgd(0.1, momentum=0.5)  # after one step its momentum is the gradient
     state = init_state(variables, optimizer, beta)
     state = jax.device_put(state, state_shardings(mesh, state, shardings))
     step = align.make_step(model, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=1, microbatches=microbatches)
-    state, first = step(state, reference, batch, shaping)
+    state, first = step(state, reference, batch, rule)
     gradients = meshes.fetch(state.optimizer)
     for _ in range(4):
-        state, _ = step(state, reference, batch, shaping)
+        state, _ = step(state, reference, batch, rule)
     return meshes.fetch(first["loss"]), gradients, *meshes.fetch((state.variables, rollouts.tokens_BRC)), asked
 
 

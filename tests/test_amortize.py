@@ -159,8 +159,8 @@ def test_the_saved_head_makes_a_table_that_align_can_read(result, opened):
     rows = amortize.predicted_table(opened, prompts)
     assert rows.shape == (len(prompts.texts), 16) and rows.dtype == np.float32 and (np.diff(rows) > 0).all()
     fresh = speaker_rewards(opened, prompts, 64, 2)
-    shaping, _ = align.method_shaping("exponential(10)", rows, 0.5)
-    scores, u = align.shape_rewards(jnp.asarray(fresh), jnp.asarray(rows), shaping, "exponential")
+    rule, _ = align.score_rule("exponential(10)", rows, 0.5)
+    scores, u = align.score_rewards(jnp.asarray(fresh), jnp.asarray(rows), rule, "exponential")
     assert float(u.mean()) == pytest.approx(0.5, abs=0.03) and float(u.std()) == pytest.approx(12**-0.5, abs=0.03)
     assert np.isfinite(scores).all()
 

@@ -17,7 +17,7 @@ from infalign_jax.models.config import TransformerConfig
 from infalign_jax.sampling import sampler
 from infalign_jax.sampling.log_probs import token_log_probs, token_statistics
 from infalign_jax.stages import align
-from infalign_jax.stages.scores import method_shaping
+from infalign_jax.stages.scores import score_rule
 from infalign_jax.training.state import adam, init_state
 from tests.compilations import Compilations
 
@@ -65,9 +65,9 @@ def sample():
     return sampler._sample.lower(how, abstract_variables(MODEL), ints(B, S), ints(B), ints(B), jax.random.key(0))
 
 
-def shaping_of_table():
+def rule_of_table():
     table_BK = np.sort(np.random.default_rng(0).normal(size=(B, K)), 1).astype(np.float32)
-    return table_BK, *method_shaping("exponential(10)", table_BK, 1.0)
+    return table_BK, *score_rule("exponential(10)", table_BK, 1.0)
 
 
 def make_step():
@@ -82,7 +82,7 @@ def update():
         "prompt_tokens": ints(B, S), "prompt_lengths": ints(B), "tokens": ints(B, R, C), "mask": floats(B, R, C),
         "rewards": floats(B, R), "ended": floats(B, R), "table": floats(B, K),
     }  # fmt: skip
-    return step.lower(state, variables, batch, shaping_of_table()[1])
+    return step.lower(state, variables, batch, rule_of_table()[1])
 
 
 STEPS = {"sample": sample, "update": update}
@@ -132,7 +132,7 @@ def test_logits_of_a_large_vocabulary_are_never_all_there():
 
 
 def test_the_step_of_alignment_compiles_once():
-    (optimizer, step), (table_BK, shaping, beta) = make_step(), shaping_of_table()
+    (optimizer, step), (table_BK, rule, beta) = make_step(), rule_of_table()
     variables = transformer.init(MODEL, jax.random.key(0))
     state = init_state(jax.tree.map(jnp.copy, variables), optimizer, beta)
     random = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def test_the_step_of_alignment_compiles_once():
             "table": table_BK,
         }  # fmt: skip
         with Compilations() as compilations:
-            state, _ = step(state, variables, batch, shaping)
+            state, _ = step(state, variables, batch, rule)
         assert compilations.count == (turn == 0)
     assert step._cache_size() == 1
 

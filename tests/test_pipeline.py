@@ -235,12 +235,12 @@ def broken_reward(prompts, completions):
     return [float("nan") if i == 3 else 0.5 for i in range(len(prompts))]
 
 
-def test_method_shaping_starts_every_method_at_the_same_kl():
+def test_score_rule_starts_every_method_at_the_same_kl():
     """The starting beta of raw rewards spends the same KL on the table as that of calibrated ones does in closed form."""
     table_PK = np.sort(np.random.default_rng(0).normal(size=(64, 128)) * 3, 1)
-    _, raw_beta = align.method_shaping("raw", table_PK, 0.5)
-    shaping, beta = align.method_shaping("identity", table_PK, 0.5)
-    assert float(shaping.reward_scale) == 1.0
+    _, raw_beta = align.score_rule("raw", table_PK, 0.5)
+    rule, beta = align.score_rule("identity", table_PK, 0.5)
+    assert float(rule.reward_scale) == 1.0
     assert raw_beta == pytest.approx(1.0, rel=0.1)  # a standard normal reward: KL = 1 / (2 beta^2)
     assert beta == pytest.approx(0.841, rel=0.05)
 

@@ -14,6 +14,7 @@ from infalign_jax.stages import align
 from infalign_jax.stages.experiment import Experiment, variable_shardings
 from infalign_jax.stages.measure import sequence_kl
 from infalign_jax.stages.policies import begin, trained_shardings
+from infalign_jax.stages.scores import ScoreRule
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training.state import init_state, state_shardings
 
@@ -85,8 +86,8 @@ def _lower_align(config, experiment, reference, trained, arrays):
     }
     everywhere = meshes.replicated(mesh)
     shapes = ((2 * K + 1,), (), (), (), ())
-    shaping = align.Shaping(*(jax.ShapeDtypeStruct(s, jnp.float32, sharding=everywhere) for s in shapes))
-    return step.lower(state, reference, batch, shaping)
+    rule = ScoreRule(*(jax.ShapeDtypeStruct(s, jnp.float32, sharding=everywhere) for s in shapes))
+    return step.lower(state, reference, batch, rule)
 
 
 def _with(tree, shardings):

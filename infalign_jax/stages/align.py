@@ -30,7 +30,7 @@ from infalign_jax.stages.experiment import (
 )
 from infalign_jax.stages.policies import begin, describe, export, trained_shardings
 from infalign_jax.stages.reward import mean_reward, open_reward
-from infalign_jax.stages.scores import Shaping, method_shaping, shape_rewards, taken  # noqa: F401 (Shaping is for callers)
+from infalign_jax.stages.scores import score_rewards, score_rule, taken
 from infalign_jax.stages.scoring import score_rollouts, show_responses
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.accumulation import accumulate
@@ -47,7 +47,7 @@ def regularized_advantages(scores_BR, log_ratios_BR, beta):
 
 
 def objective(
-    model, variables, reference_variables, batch, shaping, beta, tails="flat", advantages=regularized_advantages
+    model, variables, reference_variables, batch, rule, beta, tails="flat", advantages=regularized_advantages
 ):
     """The surrogate loss of one batch of on-policy rollouts, and its metrics.
 
@@ -57,7 +57,7 @@ def objective(
         of the reference.
       reference_variables: of the reference policy.
       batch: prompt_tokens [B,S], prompt_lengths [B], tokens [B,R,C], mask [B,R,C], rewards [B,R], table [B,K].
-      shaping: `Shaping`.
+      rule: `ScoreRule`.
       beta: score units per nat.
       tails: how rewards beyond the table's extremes are calibrated, as in `calibrate`.
       advantages: `(scores_BR, log_ratios_BR, beta) -> advantages_BR`.
@@ -70,10 +70,10 @@ def objective(
         model, variables, reference_variables, hidden_BRCD, reference_BRCD, batch["tokens"], trained=True
     )
     mask_BRC = batch["mask"]
-    scores_BR, u_BR = shape_rewards(batch["rewards"], batch["table"], shaping, tails)
+    scores_BR, u_BR = score_rewards(batch["rewards"], batch["table"], rule, tails)
     log_ratios_BR = masked_sum(log_probs_BRC - reference_log_probs_BRC, mask_BRC)
     advantages_BR = advantages(scores_BR, log_ratios_BR, beta)
-    loss = shaping.loss_scale * surrogate_loss(log_probs_BRC, mask_BRC, advantages_BR)
+    loss = rule.loss_scale * surrogate_loss(log_probs_BRC, mask_BRC, advantages_BR)
     return loss, {"loss": loss, **describe_rollouts(batch, scores_BR, u_BR, advantages_BR, kl_BRC, entropy_BRC)}
 
 
@@ -93,7 +93,7 @@ def describe_rollouts(batch, scores_BR, u_BR, advantages_BR, kl_BRC, entropy_BRC
 
 
 def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat", microbatches=1, loss=objective):
-    """The jitted step `(state, reference_variables, batch, shaping) -> (state, metrics)`; the state is donated.
+    """The jitted step `(state, reference_variables, batch, rule) -> (state, metrics)`; the state is donated.
 
     Everything between reward and update happens inside it: calibration, transform, leave-one-out advantage, gradient,
     optimiser and the controller of beta. Shardings follow the arguments. With several microbatches the gradient is the
@@ -102,11 +102,11 @@ def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat", 
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, reference_variables, batch, shaping):
+    def step(state, reference_variables, batch, rule):
         beta = jnp.exp(state.log_beta)
 
         def loss_fn(variables, batch):
-            return loss(model, variables, reference_variables, batch, shaping, beta, tails)
+            return loss(model, variables, reference_variables, batch, rule, beta, tails)
 
         gradients, metrics = accumulate(jax.grad(loss_fn, has_aux=True), state.variables, batch, microbatches)
         rate = jnp.where(state.step >= kl_warmup, kl_rate, 0.0)
@@ -197,11 +197,11 @@ def _open_trainer(inputs, method, seed, watch):
     if module := methods.module(method):
         return importlib.import_module(module).open_trainer(inputs, method, seed, watch)
     experiment, section = inputs.experiment, inputs.experiment.config.align
-    shaping, beta = method_shaping(method, inputs.table_PK, section.target_kl * section.kl_margin)
-    shaping = jax.device_put(shaping, replicated(experiment.mesh))
+    rule, beta = score_rule(method, inputs.table_PK, section.target_kl * section.kl_margin)
+    rule = jax.device_put(rule, replicated(experiment.mesh))
 
     def update(step, state, batch, rows):
-        return inputs.step(state, inputs.reference, batch, shaping)
+        return inputs.step(state, inputs.reference, batch, rule)
 
     advance = on_policy(inputs, method, seed, watch, update)
     begun = functools.partial(begin, experiment, seed=seed)

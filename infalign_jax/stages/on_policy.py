@@ -16,17 +16,17 @@ from infalign_jax.stages import methods
 from infalign_jax.stages.align import Trainer, build, make_step, objective, on_policy
 from infalign_jax.stages.offline import choose, generator, reference_rollouts
 from infalign_jax.stages.policies import begin, trained_shardings
-from infalign_jax.stages.scores import Shaping, method_shaping
+from infalign_jax.stages.scores import ScoreRule, score_rule
 from infalign_jax.training.mesh import put_batch, replicated
 
 
 def open_trainer(inputs, method, seed, watch):
     """The `Trainer` of max_at_k(k) or bond."""
-    optimizer, shaping, beta, step, extra = _OPENERS[methods.head(method)](inputs, method, seed)
-    shaping = jax.device_put(shaping, replicated(inputs.experiment.mesh))
+    optimizer, rule, beta, step, extra = _OPENERS[methods.head(method)](inputs, method, seed)
+    rule = jax.device_put(rule, replicated(inputs.experiment.mesh))
 
     def update(number, state, batch, rows):
-        return step(state, inputs.reference, {**batch, **extra(number, rows)}, shaping)
+        return step(state, inputs.reference, {**batch, **extra(number, rows)}, rule)
 
     advance = on_policy(inputs, method, seed, watch, update)
     begun = functools.partial(begin, inputs.experiment, seed=seed)
@@ -38,8 +38,8 @@ def _open_max_at_k(inputs, method, seed):
     config = inputs.experiment.config
     loss = functools.partial(objective, advantages=max_at_k_regularized(methods.argument(method)))
     optimizer, step = build(config, inputs.experiment.model, loss)
-    shaping, beta = method_shaping("raw", inputs.table_PK, config.align.target_kl * config.align.kl_margin)
-    return optimizer, shaping, beta, step, lambda number, rows: {}
+    rule, beta = score_rule("raw", inputs.table_PK, config.align.target_kl * config.align.kl_margin)
+    return optimizer, rule, beta, step, lambda number, rows: {}
 
 
 def max_at_k_regularized(k):
@@ -59,7 +59,7 @@ def _open_bond(inputs, method, seed):
     n = methods.argument(method) or n_for_kl(section.target_kl * section.kl_margin)
     beta = 1.0 / (n - 1.0)
     phi_M = transforms.tabulate(transforms.standardize(transforms.log()), inputs.table_PK.shape[1])
-    shaping = Shaping(*(np.asarray(x, np.float32) for x in (phi_M, 0.0, 1.0, 0.0, 1.0)))
+    rule = ScoreRule(*(np.asarray(x, np.float32) for x in (phi_M, 0.0, 1.0, 0.0, 1.0)))
     optimizer, _ = build(config, experiment.model)
     step = make_step(
         experiment.model, optimizer, target_kl=section.target_kl, kl_rate=0.0, kl_warmup=0,
@@ -75,10 +75,10 @@ def _open_bond(inputs, method, seed):
         )
         return put_batch(experiment.mesh, {"best_tokens": tokens_B1C, "best_mask": mask_B1C.astype(np.float32)})
 
-    return optimizer, shaping, beta, step, best
+    return optimizer, rule, beta, step, best
 
 
-def jeffreys(model, variables, reference_variables, batch, shaping, beta, tails="flat", *, forward_share):
+def jeffreys(model, variables, reference_variables, batch, rule, beta, tails="flat", *, forward_share):
     """BOND (arXiv 2407.14622): `share KL(best-of-n || pi) + (1 - share) KL(pi || best-of-n)`, and metrics.
 
     The forward part is the negative log-likelihood of best-of-n responses of the reference. The backward part is
@@ -87,13 +87,13 @@ def jeffreys(model, variables, reference_variables, batch, shaping, beta, tails=
 
     Args: as `align.objective`, the batch with best_tokens [B,1,C] and best_mask [B,1,C] besides.
     """
-    backward, metrics = objective(model, variables, reference_variables, batch, shaping, beta, tails)
+    backward, metrics = objective(model, variables, reference_variables, batch, rule, beta, tails)
     variables = {**reference_variables, **variables}
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["best_tokens"]
     hidden_B1CD = transformer.forward_shared(model, variables, *prompt)
     log_probs_B1C = token_log_probs(model, variables, hidden_B1CD, batch["best_tokens"], trained=True)
     forward = -masked_sum(log_probs_B1C, batch["best_mask"]).mean()
-    loss = forward_share * forward + (1.0 - forward_share) * backward / (beta * shaping.loss_scale)
+    loss = forward_share * forward + (1.0 - forward_share) * backward / (beta * rule.loss_scale)
     return loss, {**metrics, "loss": loss, "forward": forward}
 
 

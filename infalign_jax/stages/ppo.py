@@ -17,7 +17,7 @@ from infalign_jax.sampling.log_probs import token_log_probs, token_statistics
 from infalign_jax.stages.align import Trainer, describe_rollouts, on_policy
 from infalign_jax.stages.policies import begin, trained_shardings
 from infalign_jax.stages.reward import reward_shapes
-from infalign_jax.stages.scores import method_shaping, shape_rewards
+from infalign_jax.stages.scores import score_rewards, score_rule
 from infalign_jax.training.mesh import replicated
 from infalign_jax.training.seeds import key_for
 from infalign_jax.training.state import adam, apply_gradients, constant_then_linear
@@ -27,8 +27,8 @@ def open_trainer(inputs, method, seed, watch):
     """The `Trainer` of PPO: policy and value model, two trunks that both begin as the reference."""
     experiment, config = inputs.experiment, inputs.experiment.config
     section, updates = config.align, config.baselines.ppo_epochs * config.baselines.ppo_minibatches
-    shaping, beta = method_shaping("raw", inputs.table_PK, section.target_kl * section.kl_margin)
-    shaping = jax.device_put(shaping, replicated(experiment.mesh))
+    rule, beta = score_rule("raw", inputs.table_PK, section.target_kl * section.kl_margin)
+    rule = jax.device_put(rule, replicated(experiment.mesh))
     schedule = constant_then_linear(section.learning_rate, section.steps * updates, section.decay)
     optimizer = adam(schedule, section.clip_norm)
     step = make_step(experiment.model, optimizer, section, config.baselines, config.calibrate.tails)
@@ -38,7 +38,7 @@ def open_trainer(inputs, method, seed, watch):
         return {"policy": begin(experiment, reference, seed), "critic": critic}
 
     def update(number, state, batch, rows):
-        return step(state, inputs.reference, batch, shaping)
+        return step(state, inputs.reference, batch, rule)
 
     def policy(variables):
         return variables["policy"]
@@ -61,17 +61,17 @@ def values_before(model, variables, prompt_tokens_BS, prompt_lengths_B, tokens_B
 
 
 def make_step(model, optimizer, section, baselines, tails):
-    """The jitted step `(state, reference_variables, batch, shaping) -> (state, metrics)`; the state is donated.
+    """The jitted step `(state, reference_variables, batch, rule) -> (state, metrics)`; the state is donated.
 
     One batch of rollouts gives `ppo_epochs` passes over `ppo_minibatches` parts of its prompts, an update each; together
     they count as one step. `section` is config.align, `baselines` config.baselines.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, reference_variables, batch, shaping):
+    def step(state, reference_variables, batch, rule):
         beta = jnp.exp(state.log_beta)
         data, metrics = prepare(
-            model, state.variables, reference_variables, batch, shaping, beta, baselines.ppo_decay, tails
+            model, state.variables, reference_variables, batch, rule, beta, baselines.ppo_decay, tails
         )
 
         def update(carry, part):
@@ -101,7 +101,7 @@ def repeat(data, epochs, minibatches):
     return jax.tree.map(split, data)
 
 
-def prepare(model, variables, reference_variables, batch, shaping, beta, decay, tails):
+def prepare(model, variables, reference_variables, batch, rule, beta, decay, tails):
     """What the updates of one step share: the rollouts, their log-probabilities when drawn, advantages, value targets."""
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["tokens"]
     policy, mask_BRC = {**reference_variables, **variables["policy"]}, batch["mask"]
@@ -109,7 +109,7 @@ def prepare(model, variables, reference_variables, batch, shaping, beta, decay, 
         model, policy, reference_variables, transformer.forward_shared(model, policy, *prompt),
         transformer.forward_shared(model, reference_variables, *prompt), batch["tokens"],
     )  # fmt: skip
-    scores_BR, u_BR = shape_rewards(batch["rewards"], batch["table"], shaping, tails)
+    scores_BR, u_BR = score_rewards(batch["rewards"], batch["table"], rule, tails)
     rewards_BRC = token_rewards(scores_BR, log_probs_BRC - reference_log_probs_BRC, mask_BRC, beta)
     values_BRC = values_before(model, variables["critic"], *prompt)
     advantages_BRC, targets_BRC = generalized_advantages(rewards_BRC, values_BRC, mask_BRC, discount=1.0, decay=decay)

@@ -15,8 +15,8 @@ from infalign_jax.core.log_sigmoid import log_sigmoid
 UNCALIBRATED = ("raw", "raw_group_std", "log_sigmoid")
 
 
-class Shaping(NamedTuple):
-    """How a method turns rewards into scores. All of it is data, so that one compiled step serves every method.
+class ScoreRule(NamedTuple):
+    """What turns the rewards of a method into scores. All of it is data, so that one compiled step serves every method.
 
     phi_M: float32, the transform at the 2K + 1 values a rank among K can take, equally spaced in [0, 1]; between them,
       where fitted tails put u, it is interpolated.
@@ -33,12 +33,19 @@ class Shaping(NamedTuple):
     loss_scale: jax.Array
 
 
-def shape_rewards(rewards_BR, reference_rewards_BK, shaping, tails):
-    """Calibrate, transform: rewards to (scores_BR, u_BR), inside jit."""
+def score_rewards(rewards_BR, reference_rewards_BK, rule, tails):
+    """Rewards calibrated and, by the rule, transformed -> (scores_BR, u_BR), inside jit.
+
+    Args:
+      rewards_BR: float32, raw.
+      reference_rewards_BK: float32, each row ascending.
+      rule: `ScoreRule`.
+      tails: as in `calibrate`, static.
+    """
     u_BR = calibrate(rewards_BR, reference_rewards_BK, is_sorted=True, tails=tails)
-    phi_BR = jnp.interp(u_BR, jnp.linspace(0.0, 1.0, shaping.phi_M.shape[0]), shaping.phi_M)
-    scores_BR = jnp.where(shaping.raw > 0, rewards_BR / shaping.reward_scale, phi_BR)
-    return jnp.where(shaping.group_std > 0, group_standardize(scores_BR), scores_BR), u_BR
+    phi_BR = jnp.interp(u_BR, jnp.linspace(0.0, 1.0, rule.phi_M.shape[0]), rule.phi_M)
+    scores_BR = jnp.where(rule.raw > 0, rewards_BR / rule.reward_scale, phi_BR)
+    return jnp.where(rule.group_std > 0, group_standardize(scores_BR), scores_BR), u_BR
 
 
 def taken(method, rewards_BR, table_BK):
@@ -46,8 +53,8 @@ def taken(method, rewards_BR, table_BK):
     return log_sigmoid(rewards_BR, table_BK) if method == "log_sigmoid" else rewards_BR
 
 
-def method_shaping(method, table_PK, target_kl):
-    """The `Shaping` of a method, and the beta it starts from.
+def score_rule(method, table_PK, target_kl):
+    """The `ScoreRule` of a method, and the beta it starts from.
 
     Calibrated methods start from the closed form of their transform for a table of K rollouts; uncalibrated ones from
     the beta that spends the target KL on the table's own rewards.
@@ -67,4 +74,4 @@ def method_shaping(method, table_PK, target_kl):
         phi_M = transforms.tabulate(phi, K)
     raw = method in UNCALIBRATED
     values = (phi_M, raw, table_PK.std() if raw else 1.0, method == "raw_group_std", 1.0 / max(beta, 1.0))
-    return Shaping(*(np.asarray(value, np.float32) for value in values)), beta
+    return ScoreRule(*(np.asarray(value, np.float32) for value in values)), beta
