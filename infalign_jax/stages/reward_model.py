@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infalign_jax.core.preference import bradley_terry_loss, expected_calibration_error
+from infalign_jax.core.bradley_terry import bradley_terry_loss, expected_calibration_error
 from infalign_jax.models import heads
 from infalign_jax.stages.experiment import encode_examples, load_reference, open_experiment
 from infalign_jax.stages.reward import reward_shapes

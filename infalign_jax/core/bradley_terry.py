@@ -1,4 +1,4 @@
-"""Losses on pairs of responses."""
+"""The Bradley-Terry model of pairs of responses: the loss that trains a reward, and whether it is as sure as it is right."""
 
 import jax
 import jax.numpy as jnp
