@@ -67,7 +67,7 @@ BAD = {  # key: (words of the message, illegal values)
     "log.profile_steps": ("FIRST <= LAST", ((3,), (3, 2), (-1, 2), 3, (0, 1.5), (1, 2, 3), "1,2", None)),
 }  # fmt: skip
 METHODS = {  # method: words of the message
-    "exponentail(10)": "unknown transform",
+    "exponentail(10)": "unknown transform 'exponentail(10)'; legal are identity, log, exponential(t), optimal(procedure)",
     "exponential(0)": "other than 0",
     "exponential()": "takes 1 number",
     "exponential(1,2)": "takes 1 number",

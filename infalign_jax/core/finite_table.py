@@ -16,6 +16,7 @@ import numpy as np
 
 from infalign_jax.core.checks import check_whole
 from infalign_jax.core.quadrature import rule
+from infalign_jax.core.transforms import at_half_ranks
 
 MOST_ROLLOUTS = 4096  # K of a table that commands take: what the theory of a table costs grows faster than K
 _STEP = 0.25  # of the trapezoidal rule in log s: its integrand is analytic for |Im| < pi/2, so the error is below 1e-16
@@ -29,11 +30,7 @@ def cell_values(phi, calibration_samples):
       ValueError: K is not a positive whole number, or phi is not finite at the ranks.
     """
     size = check_whole("calibration_samples", calibration_samples)
-    u = np.arange(size + 1) / size
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        values = np.array(phi(u), np.float64) * np.ones_like(u)
-        if not np.isfinite(values[0]):
-            values[0] = phi(np.array([0.5 / size]))[0]
+    values = at_half_ranks(phi, size)[::2]
     if not np.all(np.isfinite(values)):
         raise ValueError(f"transform {getattr(phi, 'name', phi)!s} is not finite at the ranks j/{size}")
     return values
@@ -54,9 +51,8 @@ def mean_kl(log_weights):
     a = np.asarray(log_weights, np.float64)
     a = a - special.logsumexp(a)
     x = np.arange(-20.0, 45.0, _STEP)
-    x = x[
-        : 1 + np.searchsorted([np.logaddexp(0.0, point + a).sum() for point in x[::8]], 745.0) * 8
-    ]  # then 0 in float64
+    exponents = [np.logaddexp(0.0, point + a).sum() for point in x[::8]]
+    x = x[: 1 + 8 * np.searchsorted(exponents, 745.0)]  # beyond, the product is 0 in float64
     shifted = x[:, None] + a
     product = np.exp(-np.logaddexp(0.0, shifted).sum(1))
     # left of -20 the first integrand is e^x w_j to rounding, a geometric series, and the second vanishes like e^2x

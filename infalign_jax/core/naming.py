@@ -4,8 +4,9 @@ import ast
 
 
 def parse(text, what="name"):
-    """Parses ``text`` into ``(head, args)``; an argument is a number, a nested ``(head, args)`` or ``(weight, (head,
-    args))``.
+    """Parses ``text`` into ``(head, args)``.
+
+    An argument is a number, a nested ``(head, args)`` or ``(weight, (head, args))``.
 
     Args:
       text: the name; ``standard`` and ``standard()`` mean the same.
@@ -55,22 +56,27 @@ def _number(node):
     raise SyntaxError("not a number")
 
 
-def build(choices, text, what):
+def build(choices, text, what, also=()):
     """Calls ``choices[head](*numbers)`` for a name without nested parts.
+
+    Args:
+      choices: functions of numbers by name.
+      text: the name.
+      what: the noun used in error messages.
+      also: further forms that are legal where ``text`` comes from, made by others; named in error messages only.
 
     Raises:
       ValueError: unknown head (the message lists the legal ones), nested parts, or a wrong number of arguments.
     """
     head, args = parse(text, what)
-    return build_parsed(choices, head, args, text, what)
+    return build_parsed(choices, head, args, text, what, also)
 
 
-def build_parsed(choices, head, args, text, what):
+def build_parsed(choices, head, args, text, what, also=()):
     """The second half of :func:`build`, for callers that have parsed already; the same ``ValueError``s."""
     if head not in choices:
-        raise ValueError(
-            f"unknown {what} {text!r}; legal are {', '.join(_signature(k, f) for k, f in choices.items())}"
-        )
+        legal = [*(_signature(name, function) for name, function in choices.items()), *also]
+        raise ValueError(f"unknown {what} {text!r}; legal are {', '.join(legal)}")
     signature = _signature(head, choices[head])
     wanted = choices[head].__code__.co_argcount
     if len(args) != wanted or not all(isinstance(arg, (int, float)) for arg in args):
@@ -78,11 +84,7 @@ def build_parsed(choices, head, args, text, what):
     return choices[head](*args)
 
 
-def signatures(choices):
-    """What may be written for each choice, e.g. ``exponential(t)``."""
-    return [_signature(name, function) for name, function in choices.items()]
-
-
 def _signature(name, function):
+    """What may be written for a choice, e.g. ``exponential(t)``."""
     arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
     return f"{name}({', '.join(arguments)})" if arguments else name

@@ -104,10 +104,8 @@ def from_name(name):
 
 def _build(head, args, text):
     if head not in COMBINATIONS:
-        if head not in CHOICES:
-            legal = ", ".join([*naming.signatures(CHOICES), *(f"{k}(procedure, ...)" for k in COMBINATIONS)])
-            raise ValueError(f"unknown procedure {text!r}; legal are {legal}")
-        return naming.build_parsed(CHOICES, head, args, text, "procedure")
+        combined = [f"{name}(procedure, ...)" for name in COMBINATIONS]
+        return naming.build_parsed(CHOICES, head, args, text, "procedure", combined)
     if not args or not all(isinstance(arg, tuple) for arg in args):
         raise ValueError(f"procedure {text!r}: {head} takes procedures, with weights (0.3*best_of(4)) or without")
     weighted = [isinstance(arg[0], (int, float)) for arg in args]

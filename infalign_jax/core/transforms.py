@@ -141,8 +141,9 @@ def moments(phi):
 
 
 def tabulate(phi, calibration_samples):
-    """Values of ``phi`` at the ``2K+1`` calibrated rewards ``j/(2K)`` that a table of K rollouts can give (mid-rank
-    ties).
+    """Values of ``phi`` at the ``2K+1`` calibrated rewards ``j/(2K)`` that a table of K rollouts can give.
+
+    Odd j are ties, which take the middle of two ranks.
 
     The table is a runtime argument: ``table[round(2*K*u)]`` with one compiled step for every transform. A transform
     that is not finite at 0 (the logarithm) is taken at ``u = 1/(2K)`` there.
@@ -158,17 +159,26 @@ def tabulate(phi, calibration_samples):
       ValueError: K is not a positive whole number, or phi is not finite on ``[1/(2K), 1]`` in float32.
     """
     size = check_whole("calibration_samples", calibration_samples)
-    u = np.arange(2 * size + 1) / (2 * size)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        values = np.asarray(phi(u), np.float64) * np.ones_like(u)
-        if not np.isfinite(values[0]):
-            values[0] = phi(u[1:2])[0]
-        values = values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = at_half_ranks(phi, size).astype(np.float32)
     if not np.all(np.isfinite(values)):
-        bad = u[np.flatnonzero(~np.isfinite(values))[0]]
+        bad = np.flatnonzero(~np.isfinite(values))[0] / (2 * size)
         raise ValueError(
             f"transform {getattr(phi, 'name', phi)!s} is not finite in float32 at u = {bad:g}; standardize it first"
         )
+    return values
+
+
+def at_half_ranks(phi, size):
+    """``phi`` at ``j/(2K)``, j = 0..2K, K the ``size`` of a table, float64 ``[2K+1]``.
+
+    Where it is infinite at 0 (the logarithm), it is taken at ``1/(2K)``; whether the rest is finite is for the caller to check.
+    """
+    u = np.arange(2 * size + 1) / (2 * size)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        values = np.array(phi(u), np.float64) * np.ones_like(u)
+    if not np.isfinite(values[0]):
+        values[0] = values[1]
     return values
 
 
@@ -180,8 +190,7 @@ def from_name(name):
 
     Raises:
       ValueError: anything else; the message lists what is legal. ``optimal(...)`` depends on the KL target and the
-        table
-        size and is made by ``optimal.resolve``.
+        table size and is made by ``optimal.resolve``.
 
     Examples:
       >>> from_name("exponential(-5)")
@@ -191,4 +200,4 @@ def from_name(name):
         return name
     if isinstance(name, str) and name.strip().startswith("optimal"):
         raise ValueError(f"transform {name!r} depends on the target KL: make it with optimal.resolve(name, kl=...)")
-    return naming.build(CHOICES, name, "transform")
+    return naming.build(CHOICES, name, "transform", ["optimal(procedure)"])
