@@ -88,6 +88,7 @@ def test_verifiable_rewards_are_the_pass_at_n_objective(n):
         (lambda: levels.optimal_on_levels("best_of(2)", [0.5, 0.5], kl=0.7), "best level alone has KL 0.6931"),
         (lambda: levels.optimal_on_levels("soft_best_of(2,1)", [0.5, 0.5], kl=0.1), "no distortion"),
         (lambda: levels.win_rate(procedures.standard(), [1.0], [0.5, 0.5]), "same length"),
+        (lambda: levels.win_rate(procedures.soft_best_of(2, 1), [0.5, 0.5], [0.5, 0.5]), "has no distortion"),
     ],
 )
 def test_bad_input_is_refused(call, words):

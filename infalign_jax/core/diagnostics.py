@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from infalign_jax.core import bootstrap
+
 ORDERS = 4  # shape components of the test: location, spread, skewness, tails
 
 
@@ -132,12 +134,10 @@ def calibration_error(u, held_out_rewards, *, seed=0, confidence=0.95) -> Calibr
     u: the calibrated values of `held_out_rewards`, [P, R] or rows, computed without looking at these rewards; R >= 3.
     With h_j = 1{r_j < r_i} + ½ 1{r_j = r_i}, an unbiased draw of C(r_i), the mean over i and j ≠ l (both ≠ i) of
     (u_i − h_j)(u_i − h_l) is an unbiased estimate of E (û − C)². Its bootstrap interval over prompts, at the level
-    `confidence` and from `seed`, is that of the root mean square. The expected absolute error is the fraction √(2/π)·(π/8)·√6 ≈ 0.767 of it: exact in the limit of
-    large K for ranks among K rollouts (error normal with variance C (1 − C)/K, so that E|û − C| = 0.313/√K), and an
-    approximation for other calibrations. Raises ValueError for mismatched rows or fewer than three rewards in one.
+    `confidence` and from `seed`, is that of the root mean square. The expected absolute error is the fraction
+    √(2/π)·(π/8)·√6 ≈ 0.767 of it: exact in the limit of large K for ranks among K rollouts (error normal with variance
+    C (1 − C)/K, so that E|û − C| = 0.313/√K), and an approximation for other calibrations. Raises ValueError for mismatched rows or fewer than three rewards in one.
     """
-    from infalign_jax.core import bootstrap
-
     calibrated, held_out = _rows("u", u), _rows("held_out_rewards", held_out_rewards)
     _same_prompts(calibrated, held_out)
 

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infalign_jax.core import procedures, stationary
+from infalign_jax.core import procedures, stationary, theory
 from infalign_jax.core.checks import check_positive
+from infalign_jax.core.procedure import all_convex
+from infalign_jax.core.winrate import exact_win_rate
 
 
 class LevelsOptimum(NamedTuple):
@@ -58,12 +60,12 @@ def win_rate(objective, policy_probs, reference_probs):
       policy_probs, reference_probs: masses of the levels, ``[L]``.
 
     Raises:
-      ValueError: masses that are no probabilities of the same length.
+      ValueError: masses that are no probabilities of the same length, or a procedure without a distortion.
     """
     q, p = checked_masses("policy_probs", policy_probs), checked_masses("reference_probs", reference_probs)
     if len(q) != len(p):
         raise ValueError(f"policy_probs and reference_probs must have the same length, got {len(q)} and {len(p)}")
-    return float(sum(w * np.diff(_after(part, q)) @ _middle(part, p) for w, part in objective.parts))
+    return float(exact_win_rate(objective, q, p, np.arange(len(p))))
 
 
 def optimal_on_levels(procedure, reference_probs, *, kl=None, beta=None):
@@ -99,11 +101,8 @@ def optimal_on_levels(procedure, reference_probs, *, kl=None, beta=None):
         )
     q = p * np.exp(state.log_f_M)
     scores = state.beta * (state.log_f_M - state.log_f_M[0])
-    convex = all(part.shape in ("convex", "linear") for _, part in objective.parts)
-    rate = win_rate(objective, q / q.sum(), p)
-    return LevelsOptimum(
-        q, scores, masses.u_M, state.beta, state.kl, rate, state.gap, "certified" if convex else "local"
-    )
+    rate, kind = win_rate(objective, q / q.sum(), p), "certified" if all_convex(objective) else "local"
+    return LevelsOptimum(q, scores, masses.u_M, state.beta, state.kl, rate, state.gap, kind)
 
 
 def _at_beta(adapted, masses, beta):
@@ -114,7 +113,7 @@ def _at_beta(adapted, masses, beta):
     for _ in range(50_000):
         if state.residual < 1e-14:
             break
-        moved_M = stationary.normalized(state.log_f_M - damping * np.clip(error_M, -5, 5), masses)
+        moved_M = theory.normalized(state.log_f_M - damping * np.clip(error_M, -5, 5), masses)
         trial, trial_error_M = stationary.examine(adapted, masses, moved_M, beta=beta)
         turned = (masses.weight_M * np.exp(moved_M)) @ (error_M * trial_error_M) < 0
         if turned and trial.residual >= state.residual:
@@ -139,13 +138,10 @@ def _on_levels(part, p):
     return dataclasses.replace(part, distortion=None, general_derivative=derivative)
 
 
-def _after(part, masses):
-    """Distribution function after the procedure at the level boundaries, ``[L+1]``."""
-    return part.distortion(np.clip(np.concatenate([[0.0], np.cumsum(masses)[:-1], [1.0]]), 0.0, 1.0))
-
-
 def _middle(part, masses):
-    after = _after(part, masses)
+    """``m_k``: half of what the procedure leaves below level k and half of what up to it, ``[L]``."""
+    boundaries = np.clip(np.concatenate([[0.0], np.cumsum(masses)[:-1], [1.0]]), 0.0, 1.0)
+    after = part.distortion(boundaries)
     return 0.5 * (after[1:] + after[:-1])
 
 

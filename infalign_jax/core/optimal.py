@@ -13,6 +13,7 @@ import numpy as np
 
 from infalign_jax.core import finite_optimum, naming, procedures, stationary, theory, transforms
 from infalign_jax.core.checks import check_positive, check_whole
+from infalign_jax.core.procedure import all_convex, all_distortions
 from infalign_jax.core.quadrature import grid
 
 _LARGEST_KL, _SMALLEST_KL = 40.0, 1e-9
@@ -23,6 +24,7 @@ class OptimalTransform:
     """An optimal transform and what is known about it.
 
     Attributes:
+      procedure: the name of what it is optimal for.
       phi: callable, ``phi/beta = log f`` up to a constant; float64 on numpy arrays, linear interpolation in the array's
         precision on jax arrays; ``tabulate`` it for training.
       beta: KL coefficient at which it is optimal; equals dW/dKL along the frontier.
@@ -86,13 +88,9 @@ def optimal_transform(procedure, *, kl=None, beta=None, calibration_samples=None
     state, starts, agreed, nodes = _at_kl(objective, value) if beta is None else _at_beta(objective, value)
     win_rate = theory.win_rate_of_density(objective, np.exp(state.log_f_M), state.cdf_M, nodes)
     phi = _callable(objective, state, nodes)
-    kind = "certified" if _is_convex(objective) else "unique" if _is_worst_of(objective) else "local"
+    kind = "certified" if all_convex(objective) else "unique" if _is_worst_of(objective) else "local"
     facts = (state.kl, win_rate, state.gap, state.residual, kind, starts, agreed)
     return OptimalTransform(objective.name, phi, state.beta, *facts)
-
-
-def _is_convex(objective):
-    return all(part.shape in ("convex", "linear") for _, part in objective.parts)
 
 
 def _is_worst_of(objective):
@@ -101,14 +99,18 @@ def _is_worst_of(objective):
 
 
 def _nodes(objective, uniform=64):
-    return grid(tuple(sorted({b for _, part in objective.parts for b in part.breaks})), uniform)
+    return grid(_breaks(objective), uniform)
+
+
+def _breaks(objective):
+    return tuple(sorted({b for _, part in objective.parts for b in part.breaks}))
 
 
 def _starts(objective, nodes):
     """Scores to start from: the derivative at the reference; where the optimum may not be unique, shapes besides."""
     u = nodes.u_M
     own = stationary.derivative(objective, nodes, np.ones_like(u), u)
-    if _is_convex(objective) or _is_worst_of(objective):
+    if all_convex(objective) or _is_worst_of(objective):
         return [own]
     shapes = [u, u**6, -((1 - u) ** 6), (u - 0.5) ** 2, -((u - 0.5) ** 2), -u, np.sin(6 * u), -np.sin(6 * u)]
     return [own, *shapes]
@@ -137,7 +139,7 @@ def _at_kl(objective, kl):
     nodes = _nodes(objective)
     starts = _starts(objective, nodes)
     with np.errstate(all="ignore"):  # what overflows ends in a large residual and is refused
-        if _is_convex(objective):  # narrow layers are followed from a small KL
+        if all_convex(objective):  # narrow layers are followed from a small KL
             for easier in 0.5 * 2.0 ** np.arange(math.ceil(math.log2(max(kl, 0.5) / 0.5))):
                 starts = [stationary.solve(objective, nodes, easier, starts[0]).log_f_M]
         state, agreed = _solve(objective, kl, nodes, starts)
@@ -150,7 +152,7 @@ def _at_kl(objective, kl):
             f"kl = {kl:g} is beyond what float64 resolves for {objective.name}: log f reaches -{depth:.1g}"
         )
     change = abs(check.beta / state.beta - 1)
-    smooth = all(part.distortion is not None for _, part in objective.parts)
+    smooth = all_distortions(objective)
     if not change < (1e-9 if smooth else 1e-6):
         raise ValueError(
             f"kl = {kl:g} is not resolved in float64 for {objective.name}: a finer grid changes beta by {change:.1g}"
@@ -175,7 +177,7 @@ def _at_beta(objective, beta):
 
     low = high = math.log(0.5)
     try:
-        if not (_is_convex(objective) or _is_worst_of(objective)):
+        if not (all_convex(objective) or _is_worst_of(objective)):
             low, high = _bracket(objective, beta, nodes)
         while excess(low) < 0:
             low -= 1.5
@@ -185,7 +187,7 @@ def _at_beta(objective, beta):
         raise ValueError(f"beta = {beta:g} is out of reach for {objective.name}: {error}") from None
     log_kl = low if low == high else optimize.brentq(excess, low, high, xtol=1e-8)
     state, starts, agreed, nodes = _at_kl(objective, math.exp(log_kl))
-    if all(part.distortion is not None for _, part in objective.parts):
+    if all_distortions(objective):
         state = stationary.polish(objective, nodes, state._replace(beta=beta))
     return state, starts, agreed, nodes
 
@@ -207,7 +209,7 @@ def _callable(objective, state, nodes):
 
     u, kept = np.unique(nodes.u_M, return_index=True)
     values = (state.beta * state.log_f_M)[kept]
-    if all(part.distortion is not None for _, part in objective.parts):
+    if all_distortions(objective):
         slope_M = sum(w * part.slope(state.cdf_M) * part.slope(nodes.u_M) for w, part in objective.parts)
         curve = interpolate.CubicHermiteSpline(u, values, slope_M[kept])
     else:
@@ -221,8 +223,7 @@ def _callable(objective, state, nodes):
             return curve(np.clip(x, u[0], u[-1])).astype(x.dtype)
         return xp.interp(x, single, single_values)
 
-    breaks = tuple(sorted({b for _, part in objective.parts for b in part.breaks}))
-    return transforms.Transform(f"optimal({objective.name})", function, breaks=breaks)
+    return transforms.Transform(f"optimal({objective.name})", function, breaks=_breaks(objective))
 
 
 def resolve(name, *, kl, calibration_samples=None):

@@ -90,6 +90,16 @@ class Procedure:
         return f"<procedure {self.name}>"
 
 
+def all_convex(objective):
+    """Whether every part is proved to have a convex distortion, so that the win rate is concave in the density."""
+    return all(part.shape in ("convex", "linear") for _, part in objective.parts)
+
+
+def all_distortions(objective):
+    """Whether every part's law is a distortion of F alone."""
+    return all(part.distortion is not None for _, part in objective.parts)
+
+
 def rows(u_PM, needed, name):
     """``u_PM`` as a numpy matrix with at least ``needed`` finite columns, or ``ValueError`` naming who asked."""
     u_PM = np.asarray(u_PM)

@@ -274,8 +274,10 @@ def _difference(function, step=1e-3):
 
 
 def checked_parts(what, parts):
-    """Weights (float array summing to 1) and procedures of ``parts``, ``[(w, procedure), ...]``; ``ValueError`` naming ``what``
-    takes them if they are something else.
+    """Weights (float array summing to 1) and procedures of ``parts``, ``[(w, procedure), ...]``, that ``what`` takes.
+
+    Raises:
+      ValueError: they are something else, or the weights are not positive or do not sum to 1.
     """
     parts = list(parts)
     try:

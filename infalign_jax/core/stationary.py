@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from infalign_jax.core.procedure import all_distortions
 from infalign_jax.core.quadrature import POINTS, rule
-from infalign_jax.core.theory import kl_of_density
+from infalign_jax.core.theory import kl_of_density, normalized
 
 _TOLERANCE = 1e-13  # of the residual, in nats
 _TILT_LIMIT = 200
@@ -55,7 +56,7 @@ def solve(objective, nodes, kl, start_M, iterations=3000):
     # the iteration's steepest mode contracts by about 1 + kl * (largest slope of a distortion)
     steepest = max(np.max(part.slope(nodes.u_M)) if part.distortion else 1.0 for _, part in objective.parts)
     damping, previous_M, threshold = 1 / (1 + steepest * kl), None, 0.3
-    newton = all(part.distortion is not None for _, part in objective.parts)
+    newton = all_distortions(objective)
     best = None
     for step in range(iterations):
         state, error_M = examine(objective, nodes, log_f_M, kl=kl)
@@ -130,12 +131,6 @@ def _merit(state, kl):
 def derivative(objective, nodes, f_M, cdf_M):
     """``dW/df`` at the nodes, up to a constant."""
     return sum(w * part.derivative(f_M, cdf_M, nodes) for w, part in objective.parts)
-
-
-def normalized(log_weights_M, nodes):
-    """Log density proportional to ``exp(log_weights)``."""
-    log_weights_M = log_weights_M - np.max(log_weights_M)
-    return log_weights_M - np.log(nodes.integral(np.exp(log_weights_M)))
 
 
 def tilt(scores_M, kl, nodes):

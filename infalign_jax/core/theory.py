@@ -26,7 +26,8 @@ def density(phi, beta, nodes=None):
       ValueError: beta is not positive, or phi is not finite inside (0,1).
     """
     nodes = grid(tuple(getattr(phi, "breaks", ()))) if nodes is None else nodes
-    return _normalized(_scores(phi, nodes) / check_positive("beta", beta), nodes)
+    log_f_M = normalized(_scores(phi, nodes) / check_positive("beta", beta), nodes)
+    return log_f_M, np.minimum(nodes.from_left(np.exp(log_f_M)), 1.0)
 
 
 def kl(phi, beta, calibration_samples=None):
@@ -60,8 +61,7 @@ def win_rate(objective, phi, beta, calibration_samples=None):
       phi: transform.
       beta: KL coefficient, > 0.
       calibration_samples: None for exact calibration, or K: the mean win rate, under exact rewards, of the policies
-        trained
-        on tables of K fixed rollouts (from a fixed set of simulated tables; standard error about 1e-4).
+        trained on tables of K fixed rollouts (from a fixed set of simulated tables; standard error about 1e-4).
 
     Returns:
       W in [0,1]; ½ for a constant phi.
@@ -116,7 +116,7 @@ def beta_for_kl(phi, kl, calibration_samples=None):
         spread = math.sqrt(nodes.integral((values - nodes.integral(values)) ** 2))
 
         def divergence(beta):
-            return kl_of_density(_normalized(values / beta, nodes)[0], nodes)
+            return kl_of_density(normalized(values / beta, nodes), nodes)
     else:
         values = finite_table.cell_values(phi, calibration_samples)
         spread = float(np.std(values))
@@ -154,16 +154,15 @@ def _scores(phi, nodes):
     return values_M
 
 
-def _normalized(log_weights_M, nodes):
-    """Log density and distribution function of ``exp(log_weights)``; the latter from the nearer end."""
+def normalized(log_weights_M, nodes):
+    """Log density ``[M]`` proportional to ``exp(log_weights)``, at the nodes of a grid."""
     log_weights_M = log_weights_M - np.max(log_weights_M)
-    mass_M = np.exp(log_weights_M)
-    total = nodes.integral(mass_M)
-    return log_weights_M - math.log(total), np.minimum(nodes.from_left(mass_M) / total, 1.0)
+    return log_weights_M - math.log(nodes.integral(np.exp(log_weights_M)))
 
 
 def kl_of_density(log_f_M, nodes):
-    """``int f log f - (f - 1)``, from log_f_M at the nodes of a grid: the second term is 0 in all, and keeps the digits of a
-    small KL.
+    """``int f log f - (f - 1)``, from log_f_M at the nodes of a grid.
+
+    The second term integrates to 0, and keeps the digits of a small KL.
     """
     return float(nodes.integral(np.exp(log_f_M) * log_f_M - np.expm1(log_f_M)))

@@ -89,11 +89,7 @@ def soft_best_of(n, temperature):
     def parts(density_M, nodes):
         if id(nodes) not in kernels:
             x_M = np.exp(-nodes.w_M / temperature)  # exp(u/T) up to a factor
-            kernels[id(nodes)] = (
-                nodes,
-                x_M,
-                np.exp(-np.outer(x_M, s_S)),
-            )  # keeps the grid alive, so its id stays its own
+            kernels[id(nodes)] = nodes, x_M, np.exp(-np.outer(x_M, s_S))  # the grid kept, so that its id stays its own
         _, x_M, decay_MS = kernels[id(nodes)]
         return x_M, decay_MS, (nodes.weight_M * density_M) @ decay_MS
 

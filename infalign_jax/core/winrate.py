@@ -125,8 +125,8 @@ def estimate_win_rate(
     policy_rewards_PM and reference_rewards_PM hold the rewards of independent samples for the same prompts, in the same
     order; the numbers of samples may differ. With a leading axis [S, P, M] of training seeds (on either side or both)
     the interval, at the level `confidence` and from so many `resamples`, is over prompts *and* seeds
-    (`bootstrap.mean_interval`). Every number lies in [0, 1]; the same `seed` gives the same interval. Raises ValueError for other shapes, one prompt only, non-finite rewards, or fewer samples
-    than the procedure draws.
+    (`bootstrap.mean_interval`). Every number lies in [0, 1]; the same `seed` gives the same interval.
+    Raises ValueError for other shapes, one prompt only, non-finite rewards, or fewer samples than the procedure draws.
 
     Examples:
       >>> from infalign_jax.core import procedures
@@ -152,8 +152,9 @@ def paired_difference(
     """Win rate of a policy minus win rate of a baseline, both against the same reference samples, prompt by prompt.
 
     procedure, policy_rewards_PM, reference_rewards_PM, confidence, resamples, seeds and errors as in `estimate_win_rate`;
-    baseline_rewards_PM without a seed axis is compared with every seed. What the two share (the difficulty of a prompt, the luck of the reference samples) cancels, so an interval
-    above 0 is the claim "better on such prompts". Numbers lie in [−1, 1].
+    baseline_rewards_PM without a seed axis is compared with every seed. What the two share (the difficulty of a prompt,
+    the luck of the reference samples) cancels, so an interval above 0 is the claim "better on such prompts". Numbers lie
+    in [−1, 1].
     """
     _check_prompts(policy=policy_rewards_PM, baseline=baseline_rewards_PM, reference=reference_rewards_PM)
     policy = win_rate_per_prompt(procedure, policy_rewards_PM, reference_rewards_PM)
