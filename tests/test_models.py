@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infalign_jax.models import cache as caches
 from infalign_jax.models import heads, sharding, transformer
 from infalign_jax.models.config import RopeScaling, TransformerConfig, from_dict
 
@@ -92,7 +93,7 @@ def test_cached_decoding_and_states_at_tokens_equal_the_full_pass(name):
 
     hidden, prompt_cache = _prefill(config, variables, prompts, _LENGTHS)
     close(hidden, full[:, 0, _S - 1])
-    cache = transformer.empty_completion_cache(config, _B, _R, _C)
+    cache = caches.empty_completion_cache(config, _B, _R, _C)
     decode = jax.jit(functools.partial(transformer.decode, config), static_argnames="slots")
     for step in range(_C):
         slots = 4 if step < 4 else None

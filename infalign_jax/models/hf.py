@@ -43,8 +43,6 @@ _POST_NORMS = {
 _IGNORED = ("rotary_emb.inv_freq", "vision_tower.", "multi_modal_projector.")
 INDEX = "model.safetensors.index.json"
 _PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # in front of embed_tokens, layers and norm
-
-
 _DTYPES = ("F32", "BF16", "F16")
 
 

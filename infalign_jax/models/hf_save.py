@@ -34,11 +34,8 @@ def save(folder, config, variables, source, *, shard_bytes=SHARD_BYTES):
     """
     from safetensors.numpy import save_file
 
-    folder, values, plan = (
-        Path(folder),
-        _config_of(config, variables, source),
-        plan_files(config, variables, shard_bytes),
-    )
+    folder, values = Path(folder), _config_of(config, variables, source)
+    plan = plan_files(config, variables, shard_bytes)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("model*.safetensors*"):

@@ -15,10 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from infalign_jax.models.sharding import BATCH
 
-_LANES, _BLOCK = (
-    128,
-    512,
-)  # slots are padded to a multiple of the first; a block of scores is at most the second squared
+_LANES = 128  # slots are padded to a multiple of it
+_BLOCK = 512  # a block of scores is at most that many squared
 
 
 def check(platform):

@@ -14,7 +14,7 @@ import numpy as np
 
 from infalign_jax.models import attention, rope, sharding
 from infalign_jax.models import cache as caches
-from infalign_jax.models.cache import Cache, empty_completion_cache  # noqa: F401  (what `decode` takes)
+from infalign_jax.models.cache import Cache
 from infalign_jax.models.layers import Layer, RMSNorm
 
 _NO_WINDOW = 1 << 30
@@ -201,6 +201,7 @@ def prefill(config, variables, prompt_tokens_BS, prompt_lengths_B):
 def decode(config, variables, tokens_BR, step, prompt_lengths_B, prompt_cache, completion_cache, *, slots=None):
     """Read token number `step` of each rollout -> (hidden `[B, R, D]` that predicts the next, the cache with it added).
 
+    completion_cache: of the tokens before it, at first `cache.empty_completion_cache`.
     slots: how many completion slots to attend to, static; it must exceed `step`. By default all there are.
     """
     num_prompts, rollouts = tokens_BR.shape
