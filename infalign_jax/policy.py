@@ -17,7 +17,7 @@ from infalign_jax.models import config as model_config
 from infalign_jax.models import hf, lora, transformer
 from infalign_jax.sampling import retire
 from infalign_jax.sampling import stop as stops
-from infalign_jax.sampling.log_probs import token_log_probs
+from infalign_jax.sampling.log_probs import completion_log_probs
 from infalign_jax.stages.policies import CARD
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.seeds import key_for
@@ -113,8 +113,8 @@ def _logits(config, variables, tokens_BT, lengths_B):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_probs(config, variables, prompt_tokens_BS, prompt_lengths_B, tokens_B1C, mask_BC):
-    hidden_B1CD = transformer.forward_shared(config, variables, prompt_tokens_BS, prompt_lengths_B, tokens_B1C)
-    return masked_sum(token_log_probs(config, variables, hidden_B1CD, tokens_B1C)[:, 0], mask_BC)
+    log_probs_B1C = completion_log_probs(config, variables, prompt_tokens_BS, prompt_lengths_B, tokens_B1C)
+    return masked_sum(log_probs_B1C[:, 0], mask_BC)
 
 
 def load_policy(folder, **changes):

@@ -14,7 +14,7 @@ from infalign_jax.data import synthetic
 from infalign_jax.models import config as model_config
 from infalign_jax.models import heads, transformer
 from infalign_jax.stages import align, amortize, experiment, order, settings
-from infalign_jax.stages.calibrate import _write, provenance
+from infalign_jax.stages.calibrate import provenance, write_arrays
 from infalign_jax.training import checkpoints, workdir
 from tests import tiny
 
@@ -115,7 +115,7 @@ def opened(tmp_path_factory):
     calibration = found.workdir / "calibrate"
     calibration.mkdir(parents=True)
     zeros = np.zeros(len(rewards))
-    _write(calibration / "table.npz", rewards=np.sort(rewards, 1), held_out=rewards[:, :4], truncated=zeros)
+    write_arrays(calibration / "table.npz", rewards=np.sort(rewards, 1), held_out=rewards[:, :4], truncated=zeros)
     workdir.write_json(calibration / "provenance.json", provenance(config))
     return found
 

@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -307,6 +308,15 @@ def small(tmp_path, methods_, steps=2):
     for stage in ("sft", "calibrate", "align"):
         main.run(stage, config, tmp_path)
     return config
+
+
+def test_rollouts_that_cannot_be_read_are_named(tmp_path):
+    path = tmp_path / "calibrate" / offline.FILE
+    path.parent.mkdir()
+    path.write_bytes(b"PK\x03\x04 and no more")
+    inputs = SimpleNamespace(experiment=SimpleNamespace(config=None, workdir=tmp_path), prompts=None)
+    with pytest.raises(ValueError, match=rf"^{path} is damaged \(.*\); delete it and start again"):
+        offline.reference_rollouts(inputs)
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ def test_records_and_tables(gs):
     folder = epath.Path("gs://b/run/calibrate")
     workdir.write_json(folder / "done.json", {"loss": 1.5})
     assert workdir.done(folder) == {"loss": 1.5} and workdir.has(folder / "done.json")
-    calibrate._write(folder / "table.npz", rewards=np.eye(2))
-    np.testing.assert_array_equal(calibrate._read(folder / "table.npz", ("rewards",))["rewards"], np.eye(2))
+    calibrate.write_arrays(folder / "table.npz", rewards=np.eye(2))
+    np.testing.assert_array_equal(calibrate.read_arrays(folder / "table.npz", ("rewards",))["rewards"], np.eye(2))
     assert sorted(gs.store) == ["/b/run/calibrate/done.json", "/b/run/calibrate/table.npz"]
 
 

@@ -16,7 +16,7 @@ from infalign_jax.models import config as model_config
 from infalign_jax.models import heads, transformer
 from infalign_jax.sampling.blockwise import blockwise
 from infalign_jax.stages import experiment, order, prefix_scorer, settings
-from infalign_jax.stages.calibrate import _write, provenance
+from infalign_jax.stages.calibrate import provenance, write_arrays
 from infalign_jax.stages.reward import reward_shapes
 from infalign_jax.training import checkpoints, workdir
 from infalign_jax.training.seeds import key_for
@@ -79,7 +79,7 @@ def opened(tmp_path_factory):
     _, rewards = speaker_rollouts(found, experiment.encode_split(found, "train"), config.calibrate.rollouts)
     (found.workdir / "calibrate").mkdir(parents=True)
     arrays = {"rewards": np.sort(rewards, 1), "held_out": rewards[:, :4], "truncated": np.zeros(len(rewards))}
-    _write(found.workdir / "calibrate" / "table.npz", **arrays)
+    write_arrays(found.workdir / "calibrate" / "table.npz", **arrays)
     workdir.write_json(found.workdir / "calibrate" / "provenance.json", provenance(config))
     return found
 

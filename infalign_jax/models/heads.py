@@ -33,7 +33,7 @@ def reward(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tok
     )
     last_BR11 = jnp.maximum(completion_lengths_BR - 1, 0)[:, :, None, None]
     hidden_BRD = jnp.take_along_axis(hidden_BRCD, last_BR11, axis=2)[:, :, 0]
-    return jnp.where(completion_lengths_BR > 0, _scalar(variables, hidden_BRD), jnp.nan)
+    return jnp.where(completion_lengths_BR > 0, scalar(variables, hidden_BRD), jnp.nan)
 
 
 def values(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tokens_BRC):
@@ -42,18 +42,18 @@ def values(config, variables, prompt_tokens_BS, prompt_lengths_B, completion_tok
     What a prefix scorer says of responses that are not finished. Differentiable in `variables`.
     """
     prompt = prompt_tokens_BS, prompt_lengths_B
-    return _scalar(variables, transformer.completion_states(config, variables, *prompt, completion_tokens_BRC))
+    return scalar(variables, transformer.completion_states(config, variables, *prompt, completion_tokens_BRC))
 
 
-def _scalar(variables, hidden):
-    """The head on hidden states `[..., D]`, float32 `[...]`."""
+def scalar(variables, hidden):
+    """The scalar head on hidden states `[..., D]`: float32 `[...]`, a linear function, computed in float32."""
     head = jax.tree.map(lambda x: x.astype(jnp.float32), variables["params"]["reward_head"])
     return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]
 
 
 def score(config, variables, tokens_BT, lengths_B):
     """Rewards `[B]`, float32, of left-padded whole texts: the head on the hidden state AT each text's last token."""
-    return _scalar(variables, transformer.forward(config, variables, tokens_BT, lengths_B)[:, -1])
+    return scalar(variables, transformer.forward(config, variables, tokens_BT, lengths_B)[:, -1])
 
 
 def add_quantile_head(config, variables, quantiles_M, scale):

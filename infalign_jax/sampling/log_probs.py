@@ -12,9 +12,7 @@ from infalign_jax.models import transformer
 from infalign_jax.sampling.split_head import on_own_prompts, ways
 
 _CHUNK_BYTES = 32 << 20  # of float32 logits of one model, when the caller does not choose
-_TRAINED_CHUNK_BYTES = (
-    128 << 20
-)  # the same under a gradient: that of the head, [V, D], is read and written once a chunk
+_TRAINED_CHUNK_BYTES = 128 << 20  # the same under a gradient: the head's, [V, D], is read and written once a chunk
 _SPLIT_CHUNK_BYTES = 512 << 20  # the same on each of several devices: accelerators, whose matmuls want many rows
 
 
@@ -88,6 +86,12 @@ def token_log_probs(config, variables, hidden, targets, *, chunk=None, trained=F
     return on_own_prompts(config, own, [variables], [hidden, targets])
 
 
+def completion_log_probs(config, variables, prompt_tokens_BS, prompt_lengths_B, tokens_BRC, *, trained=False):
+    """`token_log_probs` of completions, `[B, R, C]`: each token given its prompt (left-padded) and those before it."""
+    hidden_BRCD = transformer.forward_shared(config, variables, prompt_tokens_BS, prompt_lengths_B, tokens_BRC)
+    return token_log_probs(config, variables, hidden_BRCD, tokens_BRC, trained=trained)
+
+
 def token_statistics(
     config, policy_variables, reference_variables, hidden, reference_hidden, targets, *, chunk=None, trained=False
 ):
@@ -117,3 +121,15 @@ def token_statistics(
         return _over_chunks(lambda *parts: statistics(*heads, *parts), arrays, chunk, remat=True)
 
     return on_own_prompts(config, own, [policy_variables, reference_variables], [hidden, reference_hidden, targets])
+
+
+def completion_statistics(
+    config, policy_variables, reference_variables, prompt_tokens_BS, prompt_lengths_B, tokens_BRC, *, trained=False
+):
+    """`token_statistics` of completions, each `[B, R, C]`; no gradient enters the reference's hidden states."""
+    prompt = prompt_tokens_BS, prompt_lengths_B, tokens_BRC
+    hidden_BRCD = transformer.forward_shared(config, policy_variables, *prompt)
+    reference_BRCD = jax.lax.stop_gradient(transformer.forward_shared(config, reference_variables, *prompt))
+    return token_statistics(
+        config, policy_variables, reference_variables, hidden_BRCD, reference_BRCD, tokens_BRC, trained=trained
+    )

@@ -15,8 +15,7 @@ from infalign_jax.core.kl_control import steer_log_beta
 from infalign_jax.core.masking import masked_sum
 from infalign_jax.core.policy_gradient import regularized_return, surrogate_loss
 from infalign_jax.data.batches import make_batches
-from infalign_jax.models import transformer
-from infalign_jax.sampling.log_probs import token_statistics
+from infalign_jax.sampling.log_probs import completion_statistics
 from infalign_jax.stages import amortize, methods, order
 from infalign_jax.stages.calibrate import check_uniform, load_table
 from infalign_jax.stages.experiment import (
@@ -64,10 +63,8 @@ def objective(
     """
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["tokens"]
     variables = {**reference_variables, **variables}
-    hidden_BRCD = transformer.forward_shared(model, variables, *prompt)
-    reference_BRCD = jax.lax.stop_gradient(transformer.forward_shared(model, reference_variables, *prompt))
-    log_probs_BRC, reference_log_probs_BRC, kl_BRC, entropy_BRC = token_statistics(
-        model, variables, reference_variables, hidden_BRCD, reference_BRCD, batch["tokens"], trained=True
+    log_probs_BRC, reference_log_probs_BRC, kl_BRC, entropy_BRC = completion_statistics(
+        model, variables, reference_variables, *prompt, trained=True
     )
     mask_BRC = batch["mask"]
     scores_BR, u_BR = score_rewards(batch["rewards"], batch["table"], rule, tails)

@@ -18,6 +18,7 @@ from infalign_jax.stages.scoring import score_rollouts
 from infalign_jax.training import preemption, workdir
 from infalign_jax.training.distributed import is_first
 
+TABLE = "table.npz"
 PROMPTS = "prompts.json"  # the texts of the table's rows, for those who read a table without the data it was made on
 
 
@@ -70,7 +71,7 @@ def load_table(config, folder):
     Raises:
       ValueError: there is none, or it was made with another reference policy, reward, seed or K; names what differs.
     """
-    if not all((folder / name).exists() for name in ("table.npz", "provenance.json")):
+    if not all((folder / name).exists() for name in (TABLE, "provenance.json")):
         again = f"delete {folder / 'done.json'} and " if (folder / "done.json").exists() else ""
         raise ValueError(f"there is no calibration table in {folder}; {again}run stage calibrate first")
     made, wanted = workdir.read_json(folder / "provenance.json"), provenance(config)
@@ -78,7 +79,7 @@ def load_table(config, folder):
         raise ValueError(
             f"the calibration table in {folder} is of another origin ({'; '.join(changed)}); calibrate again"
         )
-    arrays = _read(folder / "table.npz", ("rewards", "held_out", "truncated"))
+    arrays = read_arrays(folder / TABLE, ("rewards", "held_out", "truncated"))
     return StoredTable(arrays["rewards"], arrays["held_out"], arrays["truncated"], made)
 
 
@@ -89,13 +90,13 @@ def read_table(folder):
       ValueError: there is none, or it is damaged or of an older kind; names the file.
     """
     folder = epath.Path(folder)
-    for name in ("table.npz", "provenance.json", PROMPTS):
+    for name in (TABLE, "provenance.json", PROMPTS):
         if not (folder / name).exists():
             raise ValueError(
                 f"{folder / name} does not exist; stage calibrate writes it (what it has drawn already is not drawn again "
                 "once done.json beside it is deleted)"
             )
-    arrays = _read(folder / "table.npz", ("rewards", "held_out", "truncated"))
+    arrays = read_arrays(folder / TABLE, ("rewards", "held_out", "truncated"))
     prompts = workdir.read_json(folder / PROMPTS)["prompts"]
     made = workdir.read_json(folder / "provenance.json")
     return StoredTable(arrays["rewards"], arrays["held_out"], arrays["truncated"], made), prompts
@@ -119,8 +120,8 @@ def run(config):
             if not workdir.has(path):
                 # The last call is filled up with prompts from the front, so that every call has one shape.
                 rewards_BR, ended_BR = step(np.arange(first, first + size) % P)
-                _write(path, rewards=rewards_BR, ended=ended_BR)
-            part = _read(path, ("rewards", "ended"))
+                write_arrays(path, rewards=rewards_BR, ended=ended_BR)
+            part = read_arrays(path, ("rewards", "ended"))
             parts.append({name: array[: P - first] for name, array in part.items()})
             if preemption.noticed() and first + size < P:
                 preemption.stop(f"calibrate, {first + size} of {P} prompts")
@@ -128,7 +129,7 @@ def run(config):
     rewards_PR, ended_PR = (np.concatenate([part[name] for part in parts]) for name in ("rewards", "ended"))
     rewards_PK, held_out_PH = np.split(rewards_PR, [config.calibrate.rollouts], axis=1)
     arrays = {"rewards": np.sort(rewards_PK, axis=1), "held_out": held_out_PH, "truncated": 1.0 - ended_PR.mean(1)}
-    _write(folder / "table.npz", **arrays)
+    write_arrays(folder / TABLE, **arrays)
     workdir.write_json(folder / PROMPTS, {"prompts": prompts.texts})
     workdir.write_json(folder / "provenance.json", provenance(config))
     uniformity = uniformity_test(held_out_PH, rewards_PK, groups=prompts.groups, seed=config.seed)
@@ -168,22 +169,22 @@ def check_uniform(table, mismatch, level=1e-4):
     logging.warning(message)
 
 
-def _write(path, **arrays):
+def write_arrays(path, **arrays):
     """Writes arrays to `path` whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     workdir.write_bytes(path, buffer.getvalue())
 
 
-def _read(path, names):
-    """The arrays of a file. Raises ValueError, with how to mend it, if it is damaged or holds what no reward is."""
+def read_arrays(path, names):
+    """{name: array} of a file, all finite. Raises ValueError, with how to mend it, if it is damaged or holds anything else."""
     try:
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
             arrays = {name: arrays[name] for name in names}
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("it holds values that are not finite")
     except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        made = "" if path.parent.name == "parts" else f" and {path.parent / 'done.json'}"
+        made = f" and {path.parent / 'done.json'}" if path.name == TABLE else ""
         raise ValueError(
             f"{path} is damaged ({error}); delete it{made} and start again: what is missing is made anew"
         ) from error

@@ -19,7 +19,6 @@ from infalign_jax.training.calls import in_calls
 
 PREFIX = "hf:"
 _ROWS = 64  # texts in one call, whose hidden states lie in memory together
-_SLOTS = 64  # texts are padded to a multiple of this, so that few lengths are compiled
 
 
 def classifier_reward(spec, mesh, *, dialogues=None, **how):
@@ -54,7 +53,7 @@ def classifier_reward(spec, mesh, *, dialogues=None, **how):
 
     def reward(prompts, completions):
         rows = [text(*pair) for pair in zip(prompts, completions, strict=True)]
-        encoded = encode_whole(tokenizer, rows, _SLOTS)
+        encoded = encode_whole(tokenizer, rows)
 
         def call(index):
             batch = meshes.put_batch(mesh, (encoded.tokens_NS[index], encoded.lengths_N[index]))

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from infalign_jax.core.masking import masked_sum
-from infalign_jax.models import transformer
-from infalign_jax.sampling.log_probs import token_statistics
+from infalign_jax.sampling.log_probs import completion_statistics
 from infalign_jax.stages.experiment import draw
 from infalign_jax.stages.scoring import first_completions, score_rollouts
 from infalign_jax.training import mesh as meshes
+from infalign_jax.training.calls import in_calls
 
 MAX_ALPHA = 1.1  # a policy is extrapolated at most 10 % beyond what was trained
 
@@ -54,9 +54,7 @@ def pool(measurements):
 def sequence_kl(model, variables, reference_variables, prompt_tokens_BS, prompt_lengths_B, tokens_BRC, mask_BRC):
     """Exact full-vocabulary KL along each sampled response, `[B, R]` nats: its mean is KL(policy || reference)."""
     prompt = prompt_tokens_BS, prompt_lengths_B, tokens_BRC
-    hidden_BRCD = transformer.forward_shared(model, variables, *prompt)
-    reference_BRCD = transformer.forward_shared(model, reference_variables, *prompt)
-    _, _, kl_BRC, _ = token_statistics(model, variables, reference_variables, hidden_BRCD, reference_BRCD, tokens_BRC)
+    _, _, kl_BRC, _ = completion_statistics(model, variables, reference_variables, *prompt)
     return masked_sum(kl_BRC, mask_BRC)
 
 
@@ -80,15 +78,19 @@ def make_step(experiment, reference_variables, prompts, judges):
         arrays, ended_BM = score_rollouts(experiment, rollouts, texts, distinct, "evaluate")
         rewards = {name: arrays[distinct.index(judge)] for name, judge in judges.items()}
         completions = first_completions(experiment, rollouts, min(size, config.evaluate.show - rows[0]))
-        return meshes.fetch(kl_BM), rewards, completions, ended_BM
+        return completions, (meshes.fetch(kl_BM), rewards, ended_BM)
 
     def step(variables, purpose, alpha):
-        # The last call is filled up with prompts from the front, so that every call has one shape.
-        calls = [one_call(variables, np.arange(i, i + size) % P, purpose) for i in range(0, P, size)]
-        kl_PM = np.concatenate([call[0] for call in calls])[:P]
-        rewards = {name: np.concatenate([call[1][name] for call in calls])[:P] for name in judges}
-        ended_PM = np.concatenate([call[3] for call in calls])[:P]
-        return Measurement(alpha, kl_PM.mean(1), rewards, [row for call in calls for row in call[2]][:P], ended_PM)
+        completions = []
+
+        def call(rows):
+            shown, arrays = one_call(variables, rows, purpose)
+            completions.extend(shown)
+            return arrays
+
+        kl_PM, rewards, ended_PM = in_calls(call, P, size)
+        rewards = {name: rewards[name] for name in judges}  # in their order
+        return Measurement(alpha, kl_PM.mean(1), rewards, completions[:P], ended_PM)
 
     return step
 

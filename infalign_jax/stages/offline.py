@@ -4,7 +4,6 @@ The rollouts are those of the calibration table, drawn again with their tokens: 
 """
 
 import functools
-import io
 import math
 import zlib
 
@@ -19,10 +18,10 @@ from infalign_jax.core.kl_control import beta_from_samples
 from infalign_jax.core.masking import masked_sum
 from infalign_jax.core.preference_losses import bonbon_loss, dpo_loss, ipo_loss
 from infalign_jax.data.batches import make_batches
-from infalign_jax.models import transformer
-from infalign_jax.sampling.log_probs import token_statistics
+from infalign_jax.sampling.log_probs import completion_statistics
 from infalign_jax.stages import methods
 from infalign_jax.stages.align import Trainer
+from infalign_jax.stages.calibrate import read_arrays, write_arrays
 from infalign_jax.stages.policies import begin, trained_shardings
 from infalign_jax.stages.reward import mean_reward
 from infalign_jax.stages.scoring import scored_rollouts
@@ -31,7 +30,7 @@ from infalign_jax.training.accumulation import accumulate
 from infalign_jax.training.mesh import put_batch
 from infalign_jax.training.state import adam, apply_gradients, constant_then_linear
 
-FILE = "rollouts.npz"
+FILE, NAMES = "rollouts.npz", ("tokens", "mask", "rewards")
 SHOWN = ("loss", "margin", "calibrated", "kl")
 
 
@@ -126,10 +125,8 @@ def offline_loss(model, kind, number, bonbon_sft, variables, reference_variables
     """
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["tokens"]
     variables = {**reference_variables, **variables}
-    hidden_BRCD = transformer.forward_shared(model, variables, *prompt)
-    reference_BRCD = jax.lax.stop_gradient(transformer.forward_shared(model, reference_variables, *prompt))
-    log_probs_BRC, reference_log_probs_BRC, kl_BRC, _ = token_statistics(
-        model, variables, reference_variables, hidden_BRCD, reference_BRCD, batch["tokens"], trained=True
+    log_probs_BRC, reference_log_probs_BRC, kl_BRC, _ = completion_statistics(
+        model, variables, reference_variables, *prompt, trained=True
     )
     mask_BRC, paired = batch["mask"], kind != "raft"
     log_probs_BR = masked_sum(log_probs_BRC, mask_BRC)
@@ -175,17 +172,17 @@ def reference_rollouts(inputs):
     """Tokens [P,K,C], mask [P,K,C] and rewards [P,K] of the calibration table's rollouts; drawn once a workdir.
 
     The same program with the same random bits as in stage `calibrate`, so they are the very responses of the table.
+
+    Raises:
+      ValueError: what was drawn before cannot be read; names the file.
     """
     experiment, prompts = inputs.experiment, inputs.prompts
     config, path = experiment.config, experiment.workdir / "calibrate" / FILE
     if workdir.has(path):
-        with np.load(io.BytesIO(path.read_bytes())) as arrays:
-            return dict(arrays)
+        return read_arrays(path, NAMES)
     K, size = config.calibrate.rollouts, config.calibrate.prompts_per_call
     count = K + config.calibrate.held_out
     found = scored_rollouts(experiment, inputs.reference, inputs.reward, prompts, count, size, "calibrate")
-    arrays = {name: array[:, :K] for name, array in zip(("tokens", "mask", "rewards"), found, strict=True)}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    workdir.write_bytes(path, buffer.getvalue())
+    arrays = {name: array[:, :K] for name, array in zip(NAMES, found, strict=True)}
+    write_arrays(path, **arrays)
     return arrays

@@ -10,8 +10,7 @@ from infalign_jax.core.advantages import leave_one_out
 from infalign_jax.core.best_of_n import n_for_kl
 from infalign_jax.core.masking import masked_sum
 from infalign_jax.core.max_at_k import max_at_k_advantages
-from infalign_jax.models import transformer
-from infalign_jax.sampling.log_probs import token_log_probs
+from infalign_jax.sampling.log_probs import completion_log_probs
 from infalign_jax.stages import methods
 from infalign_jax.stages.align import Trainer, build, make_step, objective, on_policy
 from infalign_jax.stages.offline import choose, generator, reference_rollouts
@@ -90,8 +89,7 @@ def jeffreys(model, variables, reference_variables, batch, rule, beta, tails="fl
     backward, metrics = objective(model, variables, reference_variables, batch, rule, beta, tails)
     variables = {**reference_variables, **variables}
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["best_tokens"]
-    hidden_B1CD = transformer.forward_shared(model, variables, *prompt)
-    log_probs_B1C = token_log_probs(model, variables, hidden_B1CD, batch["best_tokens"], trained=True)
+    log_probs_B1C = completion_log_probs(model, variables, *prompt, trained=True)
     forward = -masked_sum(log_probs_B1C, batch["best_mask"]).mean()
     loss = forward_share * forward + (1.0 - forward_share) * backward / (beta * rule.loss_scale)
     return loss, {**metrics, "loss": loss, "forward": forward}

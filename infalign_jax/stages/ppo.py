@@ -13,7 +13,7 @@ from infalign_jax.core.kl_control import steer_log_beta
 from infalign_jax.core.masking import masked_sum
 from infalign_jax.core.ppo import clipped_policy_loss, generalized_advantages, token_rewards, value_loss, whiten
 from infalign_jax.models import heads, transformer
-from infalign_jax.sampling.log_probs import token_log_probs, token_statistics
+from infalign_jax.sampling.log_probs import completion_log_probs, completion_statistics
 from infalign_jax.stages.align import Trainer, describe_rollouts, on_policy
 from infalign_jax.stages.policies import begin, trained_shardings
 from infalign_jax.stages.reward import reward_shapes
@@ -56,8 +56,7 @@ def begin_critic(reference):
 def values_before(model, variables, prompt_tokens_BS, prompt_lengths_B, tokens_BRC):
     """Values `[B, R, C]`, float32: the value head on the state BEFORE each token, from which it is drawn."""
     hidden_BRCD = transformer.forward_shared(model, variables, prompt_tokens_BS, prompt_lengths_B, tokens_BRC)
-    head = jax.tree.map(lambda x: x.astype(jnp.float32), variables["params"]["reward_head"])
-    return hidden_BRCD.astype(jnp.float32) @ head["kernel"] + head["bias"]
+    return heads.scalar(variables, hidden_BRCD)
 
 
 def make_step(model, optimizer, section, baselines, tails):
@@ -105,10 +104,9 @@ def prepare(model, variables, reference_variables, batch, rule, beta, decay, tai
     """What the updates of one step share: the rollouts, their log-probabilities when drawn, advantages, value targets."""
     prompt = batch["prompt_tokens"], batch["prompt_lengths"], batch["tokens"]
     policy, mask_BRC = {**reference_variables, **variables["policy"]}, batch["mask"]
-    log_probs_BRC, reference_log_probs_BRC, kl_BRC, entropy_BRC = token_statistics(
-        model, policy, reference_variables, transformer.forward_shared(model, policy, *prompt),
-        transformer.forward_shared(model, reference_variables, *prompt), batch["tokens"],
-    )  # fmt: skip
+    log_probs_BRC, reference_log_probs_BRC, kl_BRC, entropy_BRC = completion_statistics(
+        model, policy, reference_variables, *prompt
+    )
     scores_BR, u_BR = score_rewards(batch["rewards"], batch["table"], rule, tails)
     rewards_BRC = token_rewards(scores_BR, log_probs_BRC - reference_log_probs_BRC, mask_BRC, beta)
     values_BRC = values_before(model, variables["critic"], *prompt)
@@ -124,8 +122,7 @@ def loss(model, variables, reference_variables, data, clip):
     """Clipped policy loss plus value loss of one minibatch: they share no parameter, so no weight stands between them."""
     prompt = data["prompt_tokens"], data["prompt_lengths"], data["tokens"]
     policy = {**reference_variables, **variables["policy"]}
-    hidden_BRCD = transformer.forward_shared(model, policy, *prompt)
-    log_probs_BRC = token_log_probs(model, policy, hidden_BRCD, data["tokens"], trained=True)
+    log_probs_BRC = completion_log_probs(model, policy, *prompt, trained=True)
     values_BRC = values_before(model, variables["critic"], *prompt)
     policy_part = clipped_policy_loss(log_probs_BRC, data["old"], data["advantages"], data["mask"], clip)
     value_part = value_loss(values_BRC, data["targets"], data["mask"])

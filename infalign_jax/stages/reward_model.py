@@ -13,6 +13,7 @@ from infalign_jax.stages.experiment import encode_examples, load_reference, open
 from infalign_jax.stages.reward import reward_shapes
 from infalign_jax.training import mesh as meshes
 from infalign_jax.training import workdir
+from infalign_jax.training.calls import in_calls
 from infalign_jax.training.seeds import key_for
 from infalign_jax.training.supervised import fit, make_supervised_step
 
@@ -96,16 +97,13 @@ def _held_out(experiment, variables):
     pairs = experiment.dataset.held_out_preferences
     if not pairs:
         return {}
-    arrays, size = _encode(experiment, pairs), experiment.config.reward_model.batch_size
+    arrays = list(_encode(experiment, pairs).values())
     score = jax.jit(functools.partial(heads.reward, experiment.model))
-    rewards_P2 = np.concatenate(
-        [
-            meshes.fetch(
-                score(variables, *meshes.put_batch(experiment.mesh, [a[i : i + size] for a in arrays.values()]))
-            )
-            for i in range(0, len(pairs), size)
-        ]
-    )
+
+    def call(rows):
+        return meshes.fetch(score(variables, *meshes.put_batch(experiment.mesh, [array[rows] for array in arrays])))
+
+    rewards_P2 = in_calls(call, len(pairs), min(experiment.config.reward_model.batch_size, len(pairs)))
     margins_P = jnp.asarray(rewards_P2[:, 0] - rewards_P2[:, 1])
     return {
         "held_out_pairs": len(pairs),

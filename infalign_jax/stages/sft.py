@@ -8,7 +8,7 @@ from absl import logging
 
 from infalign_jax.core.masking import masked_mean
 from infalign_jax.models import transformer
-from infalign_jax.sampling.log_probs import token_log_probs
+from infalign_jax.sampling.log_probs import completion_log_probs
 from infalign_jax.stages.experiment import encode_examples, encode_split, load_base, open_experiment, variable_shardings
 from infalign_jax.stages.policies import describe, export
 from infalign_jax.training import workdir
@@ -28,10 +28,8 @@ def response_loss(model, variables, batch):
       The scalar loss and metrics.
     """
     targets_B1C = batch["response_tokens"][:, None]
-    hidden_B1CD = transformer.forward_shared(
-        model, variables, batch["prompt_tokens"], batch["prompt_lengths"], targets_B1C
-    )
-    log_probs_B1C = token_log_probs(model, variables, hidden_B1CD, targets_B1C, trained=True)
+    prompt = batch["prompt_tokens"], batch["prompt_lengths"]
+    log_probs_B1C = completion_log_probs(model, variables, *prompt, targets_B1C, trained=True)
     loss = -masked_mean(log_probs_B1C[:, 0], batch["mask"])
     return loss, {"perplexity": jnp.exp(loss), "tokens": jnp.sum(batch["mask"])}
 

@@ -1,4 +1,4 @@
-"""Training on a fixed set of examples: what `sft` and `reward-model` share."""
+"""Training on a fixed set of examples: what stages `sft`, `reward-model`, `amortize` and `prefix-scorer` share."""
 
 import functools
 
