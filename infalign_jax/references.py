@@ -68,6 +68,11 @@ def read(path, *, prompt="prompt", reward="reward"):
     return {name: np.sort(np.asarray(values, np.float32)) for name, values in found.items()}
 
 
+def typical_count(table):
+    """K of a table whose prompts have different numbers of reference rewards, as theory takes one: their median."""
+    return int(np.median([len(row) for row in table.values()]))
+
+
 def cell(row, column, where):
     """`row[column]`; ValueError naming the columns there are where it is missing or null."""
     if row.get(column) is None:

@@ -42,12 +42,11 @@ def main(words):
         return print(PAGE, end="")
     options = flags.parse("score", words, _FLAGS)
     kl = _kl(options["kl"], words)
-    shaping.make_shaping(
-        options["transform"], kl=kl, tails=options["tails"]
-    )  # a bad name is told before files are read
+    # A bad name is told before files are read.
+    shaping.make_shaping(options["transform"], kl=kl, tails=options["tails"])
     columns = {"prompt": options["prompt"], "reward": options["reward"]}
     table = references.read(options["reference"], **columns) if options["reference"] else None
-    rollouts = int(np.median([len(row) for row in table.values()])) if table else None
+    rollouts = references.typical_count(table) if table else None
     how = shaping.make_shaping(options["transform"], kl=kl, rollouts=rollouts, tails=options["tails"])
     rows = scored(files.read(options["rewards"]), table, how, **columns)
     rows = itertools.chain([next(rows)], rows)  # a file without a usable first row leaves nothing behind

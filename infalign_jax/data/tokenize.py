@@ -11,6 +11,7 @@ from absl import logging
 from infalign_jax.data.dataset import require_count
 
 ON_LONG = ("error", "truncate_left", "drop")
+SLOTS = 64  # whole texts are padded to a multiple of it, so that few lengths are compiled
 
 
 class EncodedPrompts(NamedTuple):
@@ -84,7 +85,7 @@ def encode_prompts(tokenizer, texts, max_tokens, on_long="error"):
     return EncodedPrompts(tokens_NS, lengths_N, kept)
 
 
-def encode_whole(tokenizer, texts, multiple):
+def encode_whole(tokenizer, texts, multiple=SLOTS):
     """`encode_prompts` with the slots that the longest needs, a multiple of `multiple`: nothing is cut, few shapes compiled."""
     longest = 1 + max(map(len, tokenizer.encode_batch(list(texts))))  # BOS may come in front
     return encode_prompts(tokenizer, texts, round_up(longest, multiple))

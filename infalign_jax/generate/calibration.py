@@ -16,8 +16,6 @@ from infalign_jax.models import heads
 from infalign_jax.stages.calibrate import read_table
 from infalign_jax.training import workdir
 
-_SLOTS = 64  # prompts are padded to a multiple of this, so that few lengths are compiled
-
 
 class Calibrator(NamedTuple):
     """How a reward becomes u, prompt by prompt: its row of the table, else reference responses, else the head, else not.
@@ -91,7 +89,7 @@ def open_quantiles(folder):
     apply = jax.jit(functools.partial(heads.quantiles, config))
 
     def rows(prompts):
-        encoded = encode_whole(tokenizer, prompts, _SLOTS)
+        encoded = encode_whole(tokenizer, prompts)
         return np.asarray(apply(variables, encoded.tokens_NS, encoded.lengths_N))
 
     return rows

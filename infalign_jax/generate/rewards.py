@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from infalign_jax.data import tokenizer as tokenizers
-from infalign_jax.data.tokenize import encode_responses, encode_whole, round_up
+from infalign_jax.data.tokenize import SLOTS, encode_responses, encode_whole, round_up
 from infalign_jax.models import config as model_config
 from infalign_jax.models import heads, transformer
 from infalign_jax.stages.classifier import PREFIX, classifier_reward
@@ -18,7 +18,6 @@ from infalign_jax.training.calls import in_calls
 from infalign_jax.training.mesh import make_mesh
 
 _ROWS = 64  # texts in one call
-_SLOTS = 64  # texts are padded to a multiple of this, so that few lengths are compiled
 
 
 def open_reward(spec):
@@ -48,8 +47,8 @@ def learned_reward(folder):
     apply = jax.jit(functools.partial(heads.reward, config))
 
     def reward(prompts, completions):
-        encoded = encode_whole(tokenizer, prompts, _SLOTS)
-        slots = round_up(1 + max(map(len, tokenizer.encode_batch(completions))), _SLOTS)
+        encoded = encode_whole(tokenizer, prompts)
+        slots = round_up(1 + max(map(len, tokenizer.encode_batch(completions))), SLOTS)
         tokens_NC, mask_NC = encode_responses(tokenizer, completions, slots)
         lengths_N = mask_NC.sum(1).astype(np.int32)
 

@@ -53,7 +53,7 @@ class CalibratedReward:
             self.known = references.read(table) if is_path else references.from_mapping(table)
             if not self.known:
                 raise ValueError("table is empty; it must have reference rewards for every prompt")
-            rollouts = int(np.median([len(row) for row in self.known.values()]))
+            rollouts = references.typical_count(self.known)
         self.shaping = shaping.make_shaping(
             transform, kl=kl, rollouts=rollouts if kl is not None else None, tails=tails
         )
