@@ -101,9 +101,9 @@ def test_tables_and_parts_that_hold_no_rewards(values, tmp_path):
     (tmp_path / "parts").mkdir()
     path = tmp_path / "parts" / "00000000.npz"
     np.savez(path, rewards=np.array([[values]]), ended=np.ones((1, 1), bool))
-    assert f"{path} is damaged" in refused(lambda: calibrate._read(path, ("rewards", "ended")))
+    assert f"{path} is damaged" in refused(lambda: calibrate.read_arrays(path, ("rewards", "ended")))
     np.savez(path, ended=np.ones((1, 1), bool))
-    assert f"{path} is damaged" in refused(lambda: calibrate._read(path, ("rewards", "ended")))
+    assert f"{path} is damaged" in refused(lambda: calibrate.read_arrays(path, ("rewards", "ended")))
 
 
 @pytest.mark.parametrize("name", ["table.npz", "provenance.json"])
@@ -214,7 +214,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, full_disk):
     workdirs.write_json(path, {"a": 1})
     line = refused(lambda: workdirs.write_json(path, {"a": "b" * 1000}))
     assert "free some space" in line and workdirs.read_json(path) == {"a": 1}
-    line = refused(lambda: calibrate._write(tmp_path / "table.npz", rewards=np.zeros((9, 9))))
+    line = refused(lambda: calibrate.write_arrays(tmp_path / "table.npz", rewards=np.zeros((9, 9))))
     assert "free some space" in line and not (tmp_path / "table.npz").exists()
 
 

@@ -161,7 +161,7 @@ def trained(tmp_path_factory):
     prompts = experiment.encode_split(found, "train").texts
     rewards = np.sort(np.random.default_rng(0).normal(size=(len(prompts), 16)).astype(np.float32), 1)
     (folder / "calibrate").mkdir()
-    calibrate._write(
+    calibrate.write_arrays(
         folder / "calibrate" / "table.npz", rewards=rewards, held_out=rewards[:, :2], truncated=rewards[:, 0] * 0
     )
     workdir.write_json(folder / "calibrate" / "provenance.json", calibrate.provenance(config))
