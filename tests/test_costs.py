@@ -16,6 +16,7 @@ from infalign_jax.models import transformer
 from infalign_jax.models.config import TransformerConfig
 from infalign_jax.sampling import sampler
 from infalign_jax.sampling.log_probs import token_log_probs, token_statistics
+from infalign_jax.scale import hlo
 from infalign_jax.stages import align
 from infalign_jax.stages.scores import score_rule
 from infalign_jax.training.state import adam, init_state
@@ -107,6 +108,22 @@ def test_a_step_costs_what_it_did(step):
 def test_a_prompt_is_computed_once_for_its_rollouts(step):
     # The rest is attention, norms, softmaxes, the optimiser; each prompt again for each rollout would be 1.6 and more.
     assert LEAST[step] <= counted(step)[0] <= 1.16 * LEAST[step]
+
+
+def copies_of_caches(model, prompts, rollouts):
+    """How many copies of a layer's whole keys or values the decode loops of 32 tokens (so two loops) hold."""
+    how = sampler.How(model, rollouts, 32, (), 0, (1.0, None, None, None), None)
+    arguments = abstract_variables(model), ints(prompts, 20), ints(prompts), ints(prompts), jax.random.key(0)
+    entry, computations = hlo.parse(sampler._sample.lower(how, *arguments).compile().as_text())
+    whole = {4 * prompts * rollouts * model.num_kv_heads * model.head_dim * slots for slots in (16, 32)}
+    in_loops = [x for name, body in computations.items() if name != entry for x in body.values()]
+    return sum(x.opcode == "copy" and not whole.isdisjoint(hlo.sizes(x.type)) for x in in_loops)
+
+
+@pytest.mark.parametrize("prompts, rollouts, kv_heads", [(4, 16, 2), (1, 64, 2), (64, 1, 2), (4, 16, 1), (1, 64, 1)])
+def test_a_decoded_token_copies_no_cache(prompts, rollouts, kv_heads):
+    # An axis of length 1 made 16 copies. The vocabulary is small, so that logits are smaller than keys.
+    assert copies_of_caches(MODEL.replace(num_kv_heads=kv_heads, vocab_size=64), prompts, rollouts) == 0
 
 
 def wide_temporaries(statistics, chunk=None):

@@ -80,6 +80,20 @@ def grow(config, cache, slots: int):
     return Cache(keys, tuple(widen(x, x.ndim - 2, size) for x, size in zip(cache.values, sizes, strict=True)))
 
 
+def squeeze(config, cache):
+    """The completion cache as a decode loop is to carry it: where each layer has arrays of its own, without axes of length 1.
+
+    XLA leaves such axes out of what it multiplies, and CPUs copy a whole array four times a step, and write to it twice, if
+    it is carried in one shape and read in another. One prompt, one rollout a prompt or one key/value head makes such an axis.
+    """
+    return jax.tree.map(jnp.squeeze, cache) if apart(config) else cache
+
+
+def unsqueeze(cache, like):
+    """What `squeeze` made of a cache in the shapes of `like`, in these shapes again."""
+    return jax.tree.map(lambda x, whole: x.reshape(whole.shape), cache, like)
+
+
 def kinds(config, *caches):
     """The kinds of layer (0 global, 1 local) that these stacks tell apart; (0,) if they tell none."""
     return (0, 1) if not apart(config) and any(len(cache.keys) == 2 for cache in caches) else (0,)
@@ -112,7 +126,9 @@ def write(config, stacks, layer, x, axis: int, slot=0):
         if kind is not None:  # a layer of the other kind writes back what is there: a branch would copy the stack
             old = jax.lax.dynamic_slice(stack, start, part.shape)
             part = jnp.where(jnp.asarray(config.is_local)[layer] == bool(kind), part, old)
-        return jax.lax.dynamic_update_slice(stack, part, start)
+        long = [i for i, n in enumerate(stack.shape) if n > 1]  # the shape in which a loop carries it
+        part, start = part.reshape([part.shape[i] for i in long]), [start[i] for i in long]
+        return jax.lax.dynamic_update_slice(stack.squeeze(), part, start).reshape(stack.shape)
 
     if apart(config):
         return tuple(into(own, None) if i == layer else own for i, own in enumerate(stacks))

@@ -192,14 +192,18 @@ def advance(how, slots, variables, begun, state, stop):
     def body(state):
         tokens_BR, done = draw(how, variables, begun, state)
         hidden_BRD, cache = transformer.decode(
-            how.config, variables, tokens_BR, state.step, begun.prompt_lengths_B, begun.prompt_cache, state.cache,
-            slots=slots,
+            how.config, variables, tokens_BR, state.step, begun.prompt_lengths_B, begun.prompt_cache,
+            caches.unsqueeze(state.cache, whole), slots=slots,
         )  # fmt: skip
-        return State(state.step + 1, hidden_BRD, cache, done)
+        return State(state.step + 1, hidden_BRD, caches.squeeze(how.config, cache), done)
+
+    def going_on(state):
+        return (state.step < stop) & ~state.rollouts.ended_BR.all()
 
     variables = transformer.by_layer(how.config, variables)
-    state = state._replace(cache=caches.grow(how.config, state.cache, slots))
-    return jax.lax.while_loop(lambda state: (state.step < stop) & ~state.rollouts.ended_BR.all(), body, state)
+    whole = caches.grow(how.config, state.cache, slots)
+    state = jax.lax.while_loop(going_on, body, state._replace(cache=caches.squeeze(how.config, whole)))
+    return state._replace(cache=caches.unsqueeze(state.cache, whole))
 
 
 @functools.partial(jax.jit, static_argnums=0)
