@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from infalign_jax.core import frontier, optimal, procedures, theory, transforms
+from infalign_jax.stages import evaluate
+from tests import tiny
 
 
 def test_rows_are_the_win_rates_at_these_kls_and_the_optimum_is_above_all():
@@ -22,6 +24,24 @@ def test_rows_are_the_win_rates_at_these_kls_and_the_optimum_is_above_all():
 def test_out_of_reach_points_are_none():
     rows = frontier.frontier("best_of(2)", ("identity",), (0.5, 3.0), calibration_samples=4)
     assert rows[0]["win_rate"] > 0.5 and rows[1]["win_rate"] is None and rows[1]["beta"] is None
+
+
+def test_an_evaluation_beyond_what_theory_resolves_has_its_curves_end_there():
+    config = tiny.get_config()
+    with config.unlocked():
+        config.evaluate.best_of, config.evaluate.worst_of = (), (8,)
+        config.align.methods = ("raw", "identity")
+    rows = [row for row in evaluate._theory(config, 40.0) if row["procedure"] == "worst_of"]
+    kls = np.linspace(0.02, 40.0, 12)
+    told = [row["kl"] for row in rows if row["transform"] == "optimal"]
+    assert told and told == kls[: len(told)].tolist() and len(told) < len(kls)
+    with pytest.raises(ValueError, match="float64"):
+        optimal.optimal_transform("worst_of(8)", kl=kls[len(told)])
+    assert all(0.5 < row["win_rate"] <= 1 for row in rows)
+    worst = procedures.worst_of(8)
+    assert evaluate.theory_at("optimal(worst_of(8))", worst, 40.0) is None
+    known = optimal.optimal_transform("worst_of(8)", kl=0.5).win_rate
+    assert evaluate.theory_at("optimal(worst_of(8))", worst, 0.5) == pytest.approx(known, abs=1e-6)
 
 
 def test_figure_has_a_panel_for_each_procedure_and_a_line_for_each_transform():

@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 
-from infalign_jax.core import bootstrap, optimal, procedures, theory, transforms
+from infalign_jax.core import bootstrap, optimal, procedures, theory
 from infalign_jax.core.calibration import calibrate
 from infalign_jax.core.winrate import win_rate_per_prompt
 from infalign_jax.reporting import figures, html, records, tables
@@ -146,12 +146,32 @@ def _rows(config, curves, base, table_size=None):
 
 
 def theory_at(method, procedure, kl, calibration_samples=None):
-    """Win rate of a method's exact optimum at this KL, for exact calibration or for tables of K rollouts; None without one."""
+    """Win rate of a method's exact optimum at this KL, for exact calibration or for tables of K rollouts; None without one.
+
+    None also at a KL that is too large to be resolved: what was measured there is reported all the same.
+    """
     if methods.is_baseline(method):
         return None
     if kl < 1e-6:
         return 0.5
+    return _resolved(_of_method, method, procedure, kl, calibration_samples)
+
+
+def _resolved(win_rate, *arguments):
+    """What theory says, or None where it refuses. Names were checked when the run began, so that only the KL is left:
+    a policy may have been measured beyond what float64, or a transform, can reach."""
+    try:
+        return win_rate(*arguments)
+    except ValueError:
+        return None
+
+
+def _of_method(method, procedure, kl, calibration_samples):
     return theory.win_rate(procedure, *_resolve(method, kl, calibration_samples), calibration_samples)
+
+
+def _of_optimum(procedure, kl):
+    return optimal.optimal_transform(procedure, kl=kl).win_rate
 
 
 @functools.lru_cache(maxsize=256)
@@ -183,17 +203,18 @@ def _is_headline(row, headline):
 
 
 def _theory(config, max_kl):
-    """Closed-form curves of each calibrated method and of the certified optimum, up to the largest KL measured."""
+    """Closed-form curves of each calibrated method and of the certified optimum, up to the largest KL measured or resolved."""
     rows = []
     for kind, n, procedure in evaluated_procedures(config.evaluate):
-        for kl in np.linspace(0.02, max_kl, 12):
-            values = {"optimal": optimal.optimal_transform(procedure, kl=float(kl)).win_rate}
+        for kl in np.linspace(0.02, max_kl, 12).tolist():
+            values = {"optimal": _resolved(_of_optimum, procedure, kl)}
             for method in config.align.methods:
                 if not methods.is_baseline(method) and not method.startswith("optimal"):
-                    phi = transforms.from_name(method)
-                    values[method] = theory.win_rate(procedure, phi, theory.beta_for_kl(phi, float(kl)))
-            row = {"procedure": kind, "n": n, "kl": float(kl)}
-            rows += [{**row, "transform": name, "win_rate": value} for name, value in values.items()]
+                    values[method] = theory_at(method, procedure, kl)
+            row = {"procedure": kind, "n": n, "kl": kl}
+            rows += [
+                {**row, "transform": name, "win_rate": value} for name, value in values.items() if value is not None
+            ]
     return rows
 
 
