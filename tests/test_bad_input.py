@@ -88,10 +88,10 @@ def test_broken_lines_are_named_by_file_and_line(line, words, tmp_path):
         (rows(8), {"data__test_fraction": 1.0}, "test_fraction is 1"),
         ([{"prompt": f"only a prompt {i}"} for i in range(8)], {"reward": "math:fsum"}, "has no demonstrations"),
         (rows(8), {"data__group_column": "tone"}, "no 'tone'"),
-        (rows(8), {"data__chat_template": "nowhere.jinja"}, "nowhere.jinja"),
-        (rows(8), {"data__path": "nowhere.jsonl"}, "data file 'nowhere.jsonl' does not exist"),
+        (rows(8), {"data__chat_template": "nowhere.jinja"}, "config.data.chat_template is 'nowhere.jinja'"),
+        (rows(8), {"data__path": "nowhere.jsonl"}, "config.data.path is 'nowhere.jsonl', which does not exist"),
         (rows(8), {"data__path": ""}, "data"),
-        (rows(8), {"tokenizer__path": "nowhere.model"}, "tokenizer path 'nowhere.model' holds no tokenizer"),
+        (rows(8), {"tokenizer__path": "nowhere.model"}, "config.tokenizer.path is 'nowhere.model', which does not exist"),
         (rows(8), {"tokenizer__vocab_size": 5}, "vocab_size"),
         (rows(8), {"tokenizer__kind": "bpe", "tokenizer__vocab_size": 20}, "vocab_size"),
         (rows(8), {"mesh__data": 3}, "config.mesh is {'data': 3"),
@@ -104,8 +104,8 @@ def test_data_that_a_later_stage_would_miss_are_refused_by_the_first(lines, chan
 @pytest.mark.parametrize("source", ["jsonl", "anthropic_hh", "tldr"])
 def test_missing_files_of_every_source(source, tmp_path):
     judge = {"judge": "none", "reward": "learned", "data__cache_dir": str(tmp_path / "cache")}
-    config = resolved(tmp_path / "run", data__name=source, data__path=str(tmp_path / "nowhere"), **judge)
-    assert "nowhere" in refused(lambda: experiment.open_experiment(config))
+    config = resolved(tmp_path / "run", data__name=source, data__path=str(tmp_path), **judge)
+    assert str(tmp_path) in refused(lambda: experiment.open_experiment(config))
 
 
 def test_damaged_gzip(tmp_path):
@@ -170,6 +170,13 @@ def test_a_reward_that_raises_is_named_with_its_line(body, words, tmp_path, monk
     (tmp_path / f"{name}.py").write_text(f"def f(prompts, completions):\n{body}\n")
     line = refused(lambda: rewards.python_reward(f"{name}:f")(["p"], ["c"]))
     assert line.startswith(f"the reward '{name}:f' ") and words in line and f"{name}.py:2" in line
+
+
+@pytest.mark.parametrize("name", ["no_such_module:f", "math:no_such_function"])
+def test_a_reward_that_is_not_there_is_named_without_places_in_our_code(name):
+    line = refused(lambda: rewards.python_reward(name))
+    assert line.startswith(f"{name!r} cannot be imported: ")
+    assert line.endswith(("No module named 'no_such_module'", "has no attribute 'no_such_function'"))
 
 
 def test_a_reward_in_the_current_folder_is_found(tmp_path, monkeypatch):

@@ -35,9 +35,10 @@ def architecture(config, vocab_size):
 def from_folder(folder, key, **how):
     """The `TransformerConfig` of a Hugging Face folder. Raises ValueError naming `key` and the folder."""
     try:
+        sizes = hf.read_config(folder)
         if importlib.util.find_spec("safetensors") is None:
             raise ValueError("it needs the safetensors package; install infalign-jax[hf]")
-        return hf_config.from_hf(hf.read_config(folder), **how)
+        return hf_config.from_hf(sizes, **how)
     except ValueError as error:
         raise ValueError(f"{key} is {str(folder)!r}: {error}") from error
 

@@ -54,10 +54,11 @@ def python_reward(spec):
 
 
 def describe(error):
-    """An error of someone else's code in one line: type, words, file and line."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words} ({frame.filename}:{frame.lineno})"
+    """An error of someone else's code in one line: type, words, and where in their code, if it came that far."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+    theirs = [frame for frame in frames if "importlib" not in frame.filename]
+    place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def score(reward, prompts, completions, ended, *, truncated, penalty, where):

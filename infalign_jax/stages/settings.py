@@ -1,5 +1,7 @@
 """What a config may say: every key's legal values, checked before anything is loaded or compiled."""
 
+import pathlib
+
 from ml_collections import ConfigDict
 
 from infalign_jax.core import optimal, procedures
@@ -125,6 +127,7 @@ def resolve(config, workdir):
     _check_section(config.to_dict(), RULES, "")
     _check_names(config)
     _check_together(config)
+    _check_files(config)
     return config.lock()
 
 
@@ -145,6 +148,14 @@ def _check_section(values, rules, prefix):
             _check_section(values[key], rules[key], f"{prefix}{key}.")
         elif not rules[key][0](values[key]):
             raise ValueError(f"{name} is {values[key]!r}; it must be {rules[key][1]}")
+
+
+def _check_files(config):
+    """Paths that are not there, told before a workdir is made for them; those of buckets are told when they are read."""
+    for section, key in (("data", "path"), ("data", "chat_template"), ("tokenizer", "path")):
+        path = config[section][key]
+        if path and "://" not in path and not pathlib.Path(path).exists():
+            raise ValueError(f"config.{section}.{key} is {path!r}, which does not exist")
 
 
 def _check_names(config):
