@@ -14,6 +14,7 @@ PAGE = """infalign report DIR [DIR ...]
   Rebuilds tables and figures of a study from the results in DIR/cells: win rates at equal KL with intervals over prompts
   and seeds, paired differences, theoretical ceilings, the robustness matrix, the reward-hacking curve, cost, and every
   run with its state. Several DIRs are read as one study. Writes DIR/report/ of the first: report.md, *.png, *.json.
+  The report of a single run needs no command: evaluate/report.html in its workdir.
 """
 CEILINGS = ("standard", "best_of", "worst_of")  # procedures whose optimum is certified or unique
 

@@ -67,7 +67,7 @@ def _state(folder, config):
         steps = config[section if section in config else "align"]["steps"]
         last = {name: rows[-1][name] for name in _SHOWN if name in rows[-1]}
         return "interrupted", f"step {number(rows[-1]['step'] + 1)} of {steps} · {describe(last)}"
-    return "not begun", ""
+    return "interrupted" if folder.exists() else "not begun", ""  # several methods may be compiling their first step
 
 
 def _ending(run, finished):

@@ -199,6 +199,9 @@ def test_status_says_what_is_done_and_what_was_interrupted(tmp_path):
     ):  # what had been begun is all at work again, and may be several at once
         words = [line.split("  ")[1:] for line in status.lines(tmp_path)]
         assert sum("running" in map(str.strip, parts) for parts in words) == 2
+        (tmp_path / order.align_folder("exponential(10)", 0)).mkdir(parents=True)  # it compiles its first step
+        words = [line.split("  ")[1:] for line in status.lines(tmp_path)]
+        assert sum("running" in map(str.strip, parts) for parts in words) == 3
 
 
 def test_status_tells_running_failed_and_killed_apart(tmp_path):

@@ -263,6 +263,11 @@ def test_the_report_holds_every_run_and_theory_beside_it(tmp_path, cells, capsys
 def test_damaged_results_are_named(tmp_path, cells):
     with pytest.raises(ValueError, match="holds no results"):
         report.build([tmp_path])
+    page = tmp_path / "run" / "evaluate" / "report.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    with pytest.raises(ValueError, match=f"workdir of one run, not of a study; its report is {page}"):
+        report.build([tmp_path / "run"])
     write(tmp_path, cells[-1:])
     with pytest.raises(ValueError, match="none of the 1 cells is finished"):
         report.build([tmp_path])

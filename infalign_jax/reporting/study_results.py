@@ -40,6 +40,8 @@ def read(folders):
     for folder in map(pathlib.Path, folders):
         paths = sorted((folder / "cells").glob("*.json"))
         if not paths:
+            if (page := folder / "evaluate" / "report.html").exists():
+                raise ValueError(f"{folder} is the workdir of one run, not of a study; its report is {page}")
             raise ValueError(f"{folder} holds no results: run `infalign study --workdir {folder}` first")
         for path in paths:
             try:
