@@ -13,7 +13,8 @@ PAGE = """infalign score --rewards FILE [--reference FILE] [flags]
   Turns rewards into calibrated rewards u, their quantile among the rewards of the reference policy's responses to the
   same prompt, and into scores phi(u), on which any trainer can train. Files are .jsonl, .csv or .parquet.
 
-  --rewards FILE      rows with a prompt and a reward, a number or a list of them (one a response); other columns are kept
+  --rewards FILE      rows with a prompt and a reward, a number or a list of them (one a response; in CSV as JSON,
+                      [0.5, 2]); other columns are kept
   --reference FILE    rows with a prompt and a reward of a reference response, or a list of them; rows of one prompt are
                       pooled. Without it every row of --rewards must have a list 'reference_rewards'
   --transform NAME    identity (the default), log, "exponential(10)", or with --kl "optimal(best_of(8))"
