@@ -1,5 +1,6 @@
 """What the launch scripts would run, word by word; and that shellcheck finds nothing to say about them."""
 
+import functools
 import json
 import pathlib
 import shlex
@@ -74,7 +75,9 @@ def test_local_processes_ends_with_the_first_failure_and_kills_who_stays():
 def test_local_processes_asks_all_to_end(asked):
     words = 'trap "exit 0" TERM; echo ready; sleep 60 & wait'
     command = [LAUNCH / "local_processes.sh", "--", "bash", "-c", words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # Tests started in the background of a script ignore Ctrl-C, and a shell cannot trap what it was born ignoring.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
     assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
     process.send_signal(asked)
     assert process.wait(timeout=20) == 0
