@@ -120,11 +120,11 @@ def _model(config, preset):
 
     config = config.copy_and_resolve_references()
     if not preset:
-        config = settings.resolve(config, "not-chosen")
+        config = settings.resolve(config, "not-chosen", files=False)
         return config, architecture(config, config.tokenizer.vocab_size)
     with config.unlocked():
         config.model.path, config.sft.steps = "", max(config.sft.steps, 1)
-    config = settings.resolve(config, "not-chosen")
+    config = settings.resolve(config, "not-chosen", files=False)
     how = {name: config.model[name] for name in model_config.HOW}
     if config.lora.rank:
         how["lora_scale"] = config.lora.alpha / config.lora.rank

@@ -288,6 +288,16 @@ def test_bad_flags_are_named(words, message):
         aot.main(words)
 
 
+def test_data_may_be_where_the_slice_is():
+    config = recipe.load(TINY).copy_and_resolve_references()
+    with config.unlocked():
+        config.data.path = "/mnt/of/the/slice"
+    with pytest.raises(ValueError, match=r"config\.data\.path is '/mnt/of/the/slice', which does not exist"):
+        settings.resolve(config, "x")
+    for preset in ("", "gemma2_2b"):
+        assert aot._model(config, preset)[0].data.path == "/mnt/of/the/slice"
+
+
 @pytest.mark.parametrize("limit", [0.5, 3.0, 9.99, 40.0, 1000.0])
 def test_the_largest_batch_is_the_last_that_fits(monkeypatch, limit):
     """A pretended compiler needs 1 + 0.5 n + 0.001 n² GB for n prompts a chip: found by trying every n up to the search's end."""

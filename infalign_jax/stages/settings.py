@@ -116,8 +116,8 @@ RULES = {
 }  # fmt: skip
 
 
-def resolve(config, workdir):
-    """A checked, locked copy of a config with its workdir in it.
+def resolve(config, workdir, files=True):
+    """A checked, locked copy of a config with its workdir in it; `files` says whether the paths it names must be here.
 
     Raises:
       ValueError: names the first key that is missing, unknown or out of range, its value, and what is legal.
@@ -127,7 +127,8 @@ def resolve(config, workdir):
     _check_section(config.to_dict(), RULES, "")
     _check_names(config)
     _check_together(config)
-    _check_files(config)
+    if files:
+        _check_files(config)
     return config.lock()
 
 
