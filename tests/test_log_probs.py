@@ -84,5 +84,8 @@ def test_chunk_sizes():
     assert log_probs.chunk_slots(16, 128, 262_144) == 2
     assert log_probs.chunk_slots(4096, 128, 262_144) == 1
     assert log_probs.chunk_slots(8, 64, 100) == 64
+    wide, variables = _CONFIG.replace(vocab_size=262_144), transformer.init(_CONFIG, jax.random.key(0))
+    targets = jnp.zeros((16, 128), jnp.int32)
+    assert [log_probs._chunk(wide, variables, targets, None, trained) for trained in (False, True)] == [2, 8]
     with pytest.raises(ValueError, match="chunk is 0"):
         log_probs.token_log_probs(_CONFIG, transformer.init(_CONFIG, jax.random.key(0)), _HIDDEN, _TARGETS, chunk=0)
