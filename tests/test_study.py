@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from configs import study_hacking, study_hh, study_ledger, study_quickstart, study_small, study_tones
+from configs import study_hacking, study_hh, study_ledger, study_long, study_quickstart, study_small, study_tones
 from infalign_jax import main, recipe, report, study
 from infalign_jax.core import bootstrap
 from infalign_jax.reporting import study_results, style
@@ -61,7 +61,7 @@ def cells():
     return [*made, {**broken._asdict(), "name": broken.name, "status": "failed", "error": "a | b"}]
 
 
-STUDIES = [study_small, study_hacking, study_hh, study_quickstart, study_tones, study_ledger]
+STUDIES = [study_small, study_hacking, study_hh, study_quickstart, study_tones, study_long, study_ledger]
 
 
 @pytest.mark.parametrize("recipe_", STUDIES, ids=lambda r: r.__name__)
