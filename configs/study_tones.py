@@ -17,6 +17,7 @@ def recipe(config):
         config.evaluate.kl_tolerance = 0.02
         config.align.steps = 600
         config.align.learning_rate = 5e-3
+        config.prefix_scorer.enabled, config.prefix_scorer.learning_rate = True, 3e-3  # for blockwise decoding
     return config
 
 
@@ -44,6 +45,7 @@ def get_config():
         *(f"best_of({n})" for n in (2, 4, 8, 16, 32)),
         *(f"worst_of({n})" for n in (2, 4, 8, 16)),
         "rewind_and_repeat(0.75,4)",
+        "blockwise(4,2)",
     )
     study.learning_rates = (2e-3, 5e-3)  # tried for every method
     study.tune_kl = 0.5

@@ -27,7 +27,7 @@ flags
   --retry         runs cells again that failed
 """
 KEYS = ("tasks", "methods", "kls", "seeds", "procedures", "learning_rates", "tune_kl", "tune_seed")
-SHARED = ("sft", "reward-model", "calibrate", "amortize")
+SHARED = ("sft", "reward-model", "calibrate", "amortize", "prefix-scorer")
 _BUSY = "is in use by"
 
 
@@ -119,16 +119,19 @@ def check(study):
       ValueError: names the cell and what is wrong.
     """
     from infalign_jax.core import procedures
+    from infalign_jax.sampling.blockwise import block_sizes
     from infalign_jax.stages import settings
 
     for key in ("tasks", "methods", "kls", "seeds", "procedures"):
         if not len(study[key]):
             raise ValueError(f"config.{key} of the study is empty; give at least one")
-    for name in study.procedures:
-        most = max(procedures.from_name(name).draws or 1, 1)
-        for task, config in study.tasks.items():
-            if most > config.evaluate.samples:
-                raise ValueError(f"procedure {name} needs config.evaluate.samples of task {task} to be at least {most}")
+    for name, (task, config) in itertools.product(study.procedures, study.tasks.items()):
+        sizes = block_sizes(name)
+        if sizes and not config.prefix_scorer.enabled:
+            raise ValueError(f"procedure {name} needs config.prefix_scorer.enabled of task {task}, which is False")
+        most = 1 if sizes else procedures.from_name(name).draws or 1
+        if most > config.evaluate.samples:
+            raise ValueError(f"procedure {name} needs config.evaluate.samples of task {task} to be at least {most}")
     cells = list(itertools.chain(*groups(study)))
     if len({cell.name for cell in cells}) < len(cells):
         raise ValueError("two cells of the study would share a name; give every method, KL and seed once")

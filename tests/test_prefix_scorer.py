@@ -11,15 +11,12 @@ from infalign_jax.core import optimal, procedures, theory, transforms
 from infalign_jax.core.bootstrap import mean_interval
 from infalign_jax.core.calibration import calibrate
 from infalign_jax.data import synthetic
-from infalign_jax.data.tokenize import decode_completions, encode_responses
+from infalign_jax.data.tokenize import encode_responses
 from infalign_jax.models import config as model_config
 from infalign_jax.models import heads, transformer
-from infalign_jax.sampling.blockwise import blockwise
-from infalign_jax.stages import experiment, order, prefix_scorer, settings
+from infalign_jax.stages import decoded, experiment, order, prefix_scorer, settings
 from infalign_jax.stages.calibrate import provenance, write_arrays
-from infalign_jax.stages.reward import reward_shapes
 from infalign_jax.training import checkpoints, workdir
-from infalign_jax.training.seeds import key_for
 from tests import tiny
 
 SIZES = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 32}
@@ -183,29 +180,20 @@ def test_blockwise_decoding_beats_sampling_and_its_law_has_an_optimal_transform(
     with config.unlocked():
         config.model.num_layers, config.model.embed_dim, config.model.mlp_dim = 2, 48, 96
         config.sft.steps, config.sft.batch_size, config.data.demonstrations_per_prompt = 300, 256, 40
-        config.data.test_prompts, config.calibrate.rollouts = 48, 64
+        config.data.test_prompts, config.calibrate.rollouts, config.evaluate.samples = 48, 64, 128
         config.prefix_scorer.steps, config.prefix_scorer.learning_rate = 300, 3e-3
     for stage in ("sft", "calibrate", "prefix-scorer"):
         main.run(stage, config, tmp_path)
     found = experiment.open_experiment(settings.resolve(config, tmp_path))
     assert workdir.done(tmp_path / "prefix_scorer")["explained_low"] > 0.1
-    scorer = checkpoints.load_variables(
-        tmp_path / "prefix_scorer/variables", checkpoints.abstract(*reward_shapes(found))
-    )
-    value = functools.partial(jax.jit(functools.partial(heads.reward, found.model)), scorer)
-    reference, test = experiment.load_reference(found), experiment.encode_split(found, "test")
+    scorer, reference = decoded.open_scorer(found), experiment.load_reference(found)
+    test, judges = experiment.encode_split(found, "test"), {"gold": found.dataset.judge}
     _, table_PK = prefix_scorer.make_examples(found, test, 400)
 
-    def calibrated(candidates, repeats=32):
-        """u of the responses, [P, repeats]: each prompt decoded several times."""
-        decoded = blockwise(
-            found.model, reference, value, np.repeat(test.tokens_PS, repeats, 0), np.repeat(test.lengths_P, repeats),
-            np.arange(repeats * len(test.texts)), key_for(1, "test"), candidates=candidates, block_tokens=2,
-            max_tokens=config.data.response_tokens, eos_ids=(found.tokenizer.eos_id,), pad_id=found.tokenizer.pad_id,
-        )  # fmt: skip
-        texts = decode_completions(found.tokenizer, decoded.tokens_BC, decoded.mask_BC)
-        rewards = found.dataset.judge(np.repeat(test.texts, repeats).tolist(), texts)
-        return np.asarray(calibrate(np.reshape(rewards, (-1, repeats)), table_PK), np.float64)
+    def calibrated(candidates):
+        """u of the responses, [P, 128 / candidates]: each prompt decoded several times."""
+        rewards_PD = decoded.rewards(found, reference, test, judges, scorer, candidates, 2, "test")["gold"]
+        return np.asarray(calibrate(rewards_PD, table_PK), np.float64)
 
     plain, chosen = calibrated(1), calibrated(4)
     (_, low, high), (mean, above, _) = (mean_interval(u.mean(1)) for u in (plain, chosen))

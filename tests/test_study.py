@@ -108,6 +108,13 @@ def test_bad_studies_are_refused_in_one_sentence(tmp_path):
     found.procedures = ("best_of(64)",)
     with pytest.raises(ValueError, match=r"best_of\(64\) needs config.evaluate.samples of task tones"):
         study.check(found)
+    found = study_tiny.get_config()
+    found.tasks.tones.prefix_scorer.enabled = False
+    with pytest.raises(ValueError, match=r"blockwise\(2,2\) needs config.prefix_scorer.enabled of task tones"):
+        study.check(found)
+    found.procedures = ("blockwise(2)",)
+    with pytest.raises(ValueError, match="takes two whole numbers"):
+        study.check(found)
     with pytest.raises(ValueError, match="names no study"):
         main.main(["study", f"--config={ROOT}/tests/tiny.py", f"--workdir={tmp_path}"])
     with pytest.raises(ValueError, match="needs --config and --workdir"):
@@ -291,6 +298,9 @@ def test_a_study_runs_and_reports(tmp_path):
     results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "cells").iterdir()}
     assert {result["status"] for result in results.values()} == {"done"}, results
     assert len({result["rewards"]["words"] for result in results.values()}) > 1
+    for result in results.values():  # by blocks too, two responses a prompt and not those of sampling
+        wins = result["win_rates"]["train"]
+        assert len(wins["blockwise(2,2)"]) == len(wins["standard"]) and wins["blockwise(2,2)"] != wins["standard"]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
     main.main(words)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before

@@ -5,16 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infalign_jax.core import naming, procedures
+from infalign_jax.core import procedures
 from infalign_jax.data.tokenize import decode_completions, encode_whole
 from infalign_jax.generate.calibration import calibrated
 from infalign_jax.policy import SLOTS
-from infalign_jax.sampling.blockwise import blockwise
+from infalign_jax.sampling.blockwise import block_sizes, blockwise
 from infalign_jax.stages.reward import score
 from infalign_jax.training.seeds import key_for
 
 
-class Procedure(NamedTuple):
+class Selection(NamedTuple):
     """kind: 'standard', 'best_of', 'worst_of' or 'blockwise'; n: responses, or candidates of a block of `block_tokens`;
     value: the scorer of a blockwise one, as `sampling.blockwise` asks it.
     """
@@ -35,25 +35,23 @@ class Drawing(NamedTuple):
 
 
 def procedure(name, scorer=""):
-    """The `Procedure` of a name, its scorer still to be opened.
+    """The `Selection` of a name, its scorer still to be opened.
 
     Raises:
       ValueError: any other name, or blockwise without a scorer, or a scorer without blockwise.
     """
-    head, args = naming.parse(name, "--procedure")
-    if (head == "blockwise") != bool(scorer):
+    sizes = block_sizes(name)
+    if bool(sizes) != bool(scorer):
         raise ValueError(
             f"--procedure is {name!r} and --scorer {scorer!r}; blockwise(K, M) needs a workdir's prefix_scorer folder, and "
             "the others none"
         )
-    if head == "blockwise":
-        if len(args) != 2 or not all(isinstance(arg, int) and arg >= 1 for arg in args):
-            raise ValueError(f"--procedure is {name!r}; blockwise(K, M) takes two whole numbers of at least 1")
-        return Procedure("blockwise", *args)
+    if sizes:
+        return Selection("blockwise", *sizes)
     kind, _, n = procedures.from_name(name).name.partition("(")
     if kind not in ("standard", "best_of", "worst_of"):
         raise ValueError(f"--procedure is {name!r}; generate knows standard, best_of(N), worst_of(N), blockwise(K, M)")
-    return Procedure(kind, int(n.rstrip(")") or 1))
+    return Selection(kind, int(n.rstrip(")") or 1))
 
 
 def responses(policy, reward, prompts, procedure, calibrator, drawing, first=0):
@@ -63,7 +61,7 @@ def responses(policy, reward, prompts, procedure, calibrator, drawing, first=0):
       policy: `Policy`.
       reward: `f(prompts, completions)`, or None: rewards are None.
       prompts: texts.
-      procedure: `Procedure`.
+      procedure: `Selection`.
       calibrator: `calibration.Calibrator`.
       drawing: `Drawing`.
       first: the place of the first prompt among all; with the seed it fixes the random numbers.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from infalign_jax.core import naming
 from infalign_jax.sampling.sampler import sample
 
 
@@ -36,6 +37,20 @@ class Decoded(NamedTuple):
     mask_BC: np.ndarray
     ended_B: np.ndarray
     blocks: tuple
+
+
+def block_sizes(name):
+    """(K, M) of 'blockwise(K, M)', None for the name of any other procedure.
+
+    Raises:
+      ValueError: no name, or other arguments.
+    """
+    head, args = naming.parse(name, "procedure")
+    if head != "blockwise":
+        return None
+    if len(args) != 2 or not all(isinstance(arg, int) and arg >= 1 for arg in args):
+        raise ValueError(f"procedure {name!r}: blockwise(K, M) takes two whole numbers of at least 1")
+    return tuple(args)
 
 
 def blockwise(

@@ -9,7 +9,8 @@ import numpy as np
 
 from infalign_jax.core import procedures
 from infalign_jax.core.winrate import win_rate_per_prompt
-from infalign_jax.stages import methods
+from infalign_jax.sampling.blockwise import block_sizes
+from infalign_jax.stages import decoded, methods
 from infalign_jax.stages.align import method_folder
 from infalign_jax.stages.evaluate import open_judges
 from infalign_jax.stages.experiment import Prompts, encode_split, load_reference, open_experiment
@@ -23,7 +24,7 @@ def measure(config, names, split):
 
     Args:
       config: resolved, with one method and one training seed; stage align is done.
-      names: procedures that select among samples, as texts.
+      names: procedures, as texts: those that select among samples, and blockwise(K, M), which needs a prefix scorer.
       split: 'test', or 'train' for as many of the training prompts as there are held-out ones.
 
     Returns:
@@ -34,7 +35,8 @@ def measure(config, names, split):
     (method,), (seed,), section = config.align.methods, config.align.seeds, config.align
     prompts = _prompts(experiment, split)
     reference = load_reference(experiment)
-    step = make_step(experiment, reference, prompts, {**open_judges(experiment), "words": count_words})
+    judges = open_judges(experiment)
+    step = make_step(experiment, reference, prompts, {**judges, "words": count_words})
     base = step(reference, "evaluate/reference", 0.0)
     folder = method_folder(experiment.workdir, method, seed)
     trained = load_trained(experiment, folder / "variables")
@@ -43,7 +45,8 @@ def measure(config, names, split):
         return step(interpolate(reference, trained, alpha), "evaluate/policy", alpha)
 
     found = at_equal_kl(at, section.target_kl, config.evaluate.kl_tolerance)
-    chosen = [procedures.from_name(name) for name in names]
+    policy = interpolate(reference, trained, found.alpha)
+    rewards = _rewards(experiment, prompts, judges, names, (found.rewards, policy), (base.rewards, reference))
     stages = {name: workdir.done(experiment.workdir / name) for name in ("sft", "calibrate")}
     stages["align"] = workdir.done(folder)
     return {
@@ -52,9 +55,11 @@ def measure(config, names, split):
         "kl_P": found.kl_P.tolist(),
         "groups": prompts.groups,
         "win_rates": {
-            judge: {p.name: win_rate_per_prompt(p, rewards, base.rewards[judge]).tolist() for p in chosen}
-            for judge, rewards in found.rewards.items()
-            if judge != "words"
+            judge: {
+                name: win_rate_per_prompt(procedure, ours[judge], theirs[judge]).tolist()
+                for name, (procedure, ours, theirs) in rewards.items()
+            }
+            for judge in judges
         },
         "rewards": {judge: float(rewards.mean()) for judge, rewards in found.rewards.items()},
         "reference_rewards": {judge: float(rewards.mean()) for judge, rewards in base.rewards.items()},
@@ -71,6 +76,30 @@ def measure(config, names, split):
             **{name: importlib.metadata.version(name) for name in ("jax", "infalign-jax")},
         },
     }
+
+
+def _rewards(experiment, prompts, judges, names, policy, reference):
+    """{name: (procedure, rewards of policy, of reference)}: of plain responses, or of those that a procedure decodes.
+
+    `policy` and `reference` are each the rewards of plain responses, by judge, and the variables.
+    """
+
+    def by_blocks(variables, purpose, sizes):
+        scorer = decoded.open_scorer(experiment)
+        return decoded.rewards(experiment, variables, prompts, judges, scorer, *sizes, purpose)
+
+    found = {}
+    for name in names:
+        if sizes := block_sizes(name):
+            both = (
+                by_blocks(policy[1], "blockwise/policy", sizes),
+                by_blocks(reference[1], "blockwise/reference", sizes),
+            )
+            found[name] = procedures.standard(), *both
+        else:
+            procedure = procedures.from_name(name)
+            found[procedure.name] = procedure, policy[0], reference[0]
+    return found
 
 
 def _prompts(experiment, split):
