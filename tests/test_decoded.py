@@ -37,7 +37,7 @@ def test_a_scorer_that_likes_long_blocks_lengthens_responses(made):
     plain, chosen = lengths(1), lengths(8)
     assert calls == [12 * 16, 12 * 2]  # as many draws whatever K is, and a reward that is its own judge is asked once
     assert plain["train"].shape == (12, 16) and chosen["train"].shape == (12, 2) and chosen["gold"] is chosen["train"]
-    assert chosen["train"].mean() > plain["train"].mean() + 1
+    assert chosen["train"].mean() > plain["train"].mean() + 0.5 and chosen["train"].min() >= 5
     assert np.array_equal(lengths(8)["train"], chosen["train"])
     assert not np.array_equal(lengths(8, "other")["train"], chosen["train"])
 
