@@ -84,7 +84,7 @@ def stepping(config, shape):
     table_BK = table_BK.astype(np.float32)
     rule, beta = score_rule("exponential(10)", table_BK, 1.0)
     optimizer = adam(shapes.LEARNING_RATE, 1.0)
-    step = align.make_step(config, optimizer, target_kl=1.0, kl_rate=0.1, kl_warmup=0, microbatches=MICROBATCHES)
+    step = align.make_step(config, optimizer, target_kl=1.0, kl_rate=lambda step: 0.1, microbatches=MICROBATCHES)
     fixed = {"prompt_tokens": tokens_BS, "prompt_lengths": lengths_B, "table": table_BK}
     ended_BR = np.zeros((shape.prompts, shape.rollouts), np.float32)
 

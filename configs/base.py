@@ -119,7 +119,7 @@ def get_config():
     config.align.clip_norm = 5.0  # global gradient norm
     config.align.target_kl = 0.5  # nats per sequence between policy and reference
     config.align.kl_margin = 1.15  # training aims at target_kl times this, so that equal KL is reached by interpolation
-    config.align.kl_rate = 0.15  # gain of the beta controller; 0 keeps the closed-form beta
+    config.align.kl_rate = 0.15  # gain of the beta controller, falling as the learning rate does; 0 keeps the closed-form beta
     config.align.kl_warmup = 20  # steps before the controller starts
     config.align.save_every = 50  # steps between checkpoints
     config.align.show_every = 50  # steps between tables of sampled responses with reward, u and advantage; 0 is none

@@ -11,6 +11,7 @@ def get_config():
         "optimal(best_of(4))",
         "identity",
         "exponential(10)",
+        "optimal(best_of(16))",
         "max_at_k(4)",
     )
     study.kls = (0.5,)

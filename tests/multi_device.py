@@ -118,7 +118,9 @@ def run(sizes, devices, microbatches=1, model=MODEL):
     optimizer = optax.sgd(0.1, momentum=0.5)  # after one step its momentum is the gradient
     state = init_state(variables, optimizer, beta)
     state = jax.device_put(state, state_shardings(mesh, state, shardings))
-    step = align.make_step(model, optimizer, target_kl=0.5, kl_rate=0.1, kl_warmup=1, microbatches=microbatches)
+    step = align.make_step(
+        model, optimizer, target_kl=0.5, kl_rate=lambda step: 0.1 * (step >= 1), microbatches=microbatches
+    )
     state, first = step(state, reference, batch, rule)
     gradients = meshes.fetch(state.optimizer)
     for _ in range(4):

@@ -73,7 +73,7 @@ def rule_of_table():
 
 def make_step():
     optimizer = adam(1e-3, 1.0)
-    return optimizer, align.make_step(MODEL, optimizer, target_kl=1.0, kl_rate=0.1, kl_warmup=0)
+    return optimizer, align.make_step(MODEL, optimizer, target_kl=1.0, kl_rate=lambda step: 0.1)
 
 
 def update():

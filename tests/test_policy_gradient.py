@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from infalign_jax.core.advantages import group_standardize, leave_one_out
 from infalign_jax.core.kl_control import beta_from_samples, steer_log_beta
 from infalign_jax.core.masking import masked_mean, masked_sum
 from infalign_jax.core.policy_gradient import policy_gradient_loss, regularized_return
+from infalign_jax.stages.align import controller_rate
 
 V, C = 3, 2  # a policy over words of two letters: 9 outcomes, all of which can be enumerated
 OUTCOMES = np.array(list(itertools.product(range(V), repeat=C)))
@@ -128,3 +130,24 @@ def test_controller_moves_towards_the_target_within_its_bounds():
     assert float(steer_log_beta(log_beta, 0.5, 0.5, 0.15)) == 0.0
     assert float(steer_log_beta(log_beta, 100.0, 0.5, 0.15)) == pytest.approx(0.15)
     assert float(steer_log_beta(log_beta, 0.0, 0.5, 0.15)) == pytest.approx(-0.075)
+
+
+def test_controller_waits_for_a_policy_that_slows_down():
+    """A policy whose log KL falls with log beta, follows it at the speed of its learning rate, and is measured with noise."""
+    section = base.get_config().align.copy_and_resolve_references()
+    with section.unlocked():
+        section.steps, section.decay, section.kl_warmup, section.kl_rate = 2400, 0.7, 1200, 0.1
+    gain = np.asarray(jax.vmap(controller_rate(section))(jnp.arange(2401)))
+    assert gain[[0, 1199, 1200, 1560, 2400]] == pytest.approx([0.0, 0.0, 0.1 * 1200 / 1680, 0.05, 0.0])
+    speed = 0.1 * np.minimum(np.arange(2400, 0, -1) / 1680, 1.0)
+
+    def swing(gain):
+        rng, log_kl, log_beta, kls = np.random.default_rng(0), np.log(0.4), 0.0, []
+        for step in range(2400):
+            error = np.clip(np.exp(log_kl) * (1 + 0.12 * rng.normal()) / 0.5 - 1, -0.5, 1)
+            log_beta += gain[step] * error
+            log_kl += speed[step] * (np.log(0.42) - 4 * log_beta - log_kl)
+            kls.append(np.exp(log_kl))
+        return np.std(kls[-600:]) / 0.5
+
+    assert swing(gain) < 0.03 < 0.04 < swing(np.where(gain > 0, 0.1, 0.0))

@@ -89,13 +89,13 @@ def describe_rollouts(batch, scores_BR, u_BR, advantages_BR, kl_BRC, entropy_BRC
     }
 
 
-def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat", microbatches=1, loss=objective):
+def make_step(model, optimizer, *, target_kl, kl_rate, tails="flat", microbatches=1, loss=objective):
     """The jitted step `(state, reference_variables, batch, rule) -> (state, metrics)`; the state is donated.
 
     Everything between reward and update happens inside it: calibration, transform, leave-one-out advantage, gradient,
     optimiser and the controller of beta. Shardings follow the arguments. With several microbatches the gradient is the
-    mean of theirs, the same up to rounding, and activations are kept for one at a time. `loss` has the arguments and
-    results of `objective`.
+    mean of theirs, the same up to rounding, and activations are kept for one at a time. `kl_rate` is the controller's
+    gain, a function of the step; `loss` has the arguments and results of `objective`.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -106,12 +106,20 @@ def make_step(model, optimizer, *, target_kl, kl_rate, kl_warmup, tails="flat", 
             return loss(model, variables, reference_variables, batch, rule, beta, tails)
 
         gradients, metrics = accumulate(jax.grad(loss_fn, has_aux=True), state.variables, batch, microbatches)
-        rate = jnp.where(state.step >= kl_warmup, kl_rate, 0.0)
-        log_beta = steer_log_beta(state.log_beta, metrics["kl"], target_kl, rate)
+        log_beta = steer_log_beta(state.log_beta, metrics["kl"], target_kl, kl_rate(state.step))
         state, norm = apply_gradients(state, gradients, optimizer, log_beta)
         return state, {**metrics, "beta": beta, "gradient_norm": norm}
 
     return step
+
+
+def controller_rate(section):
+    """The gain of beta's controller, `step -> kl_rate` from `kl_warmup` on: it falls with the learning rate.
+
+    A policy that learns more slowly answers to beta later, and a controller that does not wait for it swings.
+    """
+    falling = constant_then_linear(section.kl_rate, section.steps, section.decay)
+    return lambda step: jnp.where(step >= section.kl_warmup, falling(step), 0.0)
 
 
 def build(config, model, loss=objective):
@@ -122,8 +130,7 @@ def build(config, model, loss=objective):
         model,
         optimizer,
         target_kl=section.target_kl * section.kl_margin,
-        kl_rate=section.kl_rate,
-        kl_warmup=section.kl_warmup,
+        kl_rate=controller_rate(section),
         tails=config.calibrate.tails,
         microbatches=section.microbatches,
         loss=loss,

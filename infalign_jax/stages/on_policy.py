@@ -61,7 +61,7 @@ def _open_bond(inputs, method, seed):
     rule = ScoreRule(*(np.asarray(x, np.float32) for x in (phi_M, 0.0, 1.0, 0.0, 1.0)))
     optimizer, _ = build(config, experiment.model)
     step = make_step(
-        experiment.model, optimizer, target_kl=section.target_kl, kl_rate=0.0, kl_warmup=0,
+        experiment.model, optimizer, target_kl=section.target_kl, kl_rate=lambda step: 0.0,
         tails=config.calibrate.tails, microbatches=section.microbatches,
         loss=functools.partial(jeffreys, forward_share=config.baselines.bond_forward),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from infalign_jax.core.masking import masked_sum
 from infalign_jax.core.ppo import clipped_policy_loss, generalized_advantages, token_rewards, value_loss, whiten
 from infalign_jax.models import heads, transformer
 from infalign_jax.sampling.log_probs import completion_log_probs, completion_statistics
-from infalign_jax.stages.align import Trainer, describe_rollouts, on_policy
+from infalign_jax.stages.align import Trainer, controller_rate, describe_rollouts, on_policy
 from infalign_jax.stages.policies import begin, trained_shardings
 from infalign_jax.stages.reward import reward_shapes
 from infalign_jax.stages.scores import score_rewards, score_rule
@@ -66,6 +66,8 @@ def make_step(model, optimizer, section, baselines, tails):
     they count as one step. `section` is config.align, `baselines` config.baselines.
     """
 
+    rate = controller_rate(section)
+
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, reference_variables, batch, rule):
         beta = jnp.exp(state.log_beta)
@@ -81,9 +83,8 @@ def make_step(model, optimizer, section, baselines, tails):
             return carry, {**told, "gradient_norm": norm}
 
         after, told = jax.lax.scan(update, state, repeat(data, baselines.ppo_epochs, baselines.ppo_minibatches))
-        rate = jnp.where(state.step >= section.kl_warmup, section.kl_rate, 0.0)
         target = section.target_kl * section.kl_margin
-        log_beta = steer_log_beta(state.log_beta, metrics["kl"], target, rate)
+        log_beta = steer_log_beta(state.log_beta, metrics["kl"], target, rate(state.step))
         told = jax.tree.map(jnp.mean, told)
         return after._replace(step=state.step + 1, log_beta=log_beta), {**metrics, **told, "beta": beta}
 
