@@ -122,6 +122,7 @@ def test_what_was_cut_is_said_aloud(words, caplog):
     tokenize.encode_prompts(words, ["red green blue sky", "red"], 2, "truncate_left")
     tokenize.encode_prompts(words, ["red green blue sky", "red"], 2, "drop")
     tokenize.encode_responses(words, ["red green", "red"], 2)
+    tokenize.encode_prompts(words, ["red green blue sky", "red"], 2, "truncate_left", tell=False)
     said = [record.getMessage() for record in caplog.records]
     assert [message[:6] for message in said] == ["1 of 2"] * 3
 

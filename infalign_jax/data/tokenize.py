@@ -32,7 +32,7 @@ class EncodedPairs(NamedTuple):
     kept_N: np.ndarray
 
 
-def encode_prompts(tokenizer, texts, max_tokens, on_long="error"):
+def encode_prompts(tokenizer, texts, max_tokens, on_long="error", *, tell=True):
     """Prompts as left-padded tokens, each beginning with BOS where the tokeniser has one.
 
     Args:
@@ -40,7 +40,8 @@ def encode_prompts(tokenizer, texts, max_tokens, on_long="error"):
       texts: n prompts.
       max_tokens: S, the slots of a prompt, BOS included.
       on_long: what to do with a longer prompt: 'error', 'truncate_left' (BOS and the last tokens stay) or 'drop' (the
-        row is left out, see `kept_N`). The last two say aloud how many prompts they touched.
+        row is left out, see `kept_N`). The last two say aloud how many prompts they touched, unless `tell` is False (a
+        reward model reads the same prompts at every step).
 
     Returns:
       `EncodedPrompts`.
@@ -68,11 +69,13 @@ def encode_prompts(tokenizer, texts, max_tokens, on_long="error"):
         )
     kept = np.arange(len(rows))
     if long and on_long == "truncate_left":
-        logging.warning("%d of %d prompts were cut to their last %d tokens", len(long), len(rows), max_tokens)
+        if tell:
+            logging.warning("%d of %d prompts were cut to their last %d tokens", len(long), len(rows), max_tokens)
         for index in long:
             rows[index] = bos + rows[index][len(rows[index]) - max_tokens + len(bos) :]
     elif long:
-        logging.warning("%d of %d prompts were dropped: longer than %d tokens", len(long), len(rows), max_tokens)
+        if tell:
+            logging.warning("%d of %d prompts were dropped: longer than %d tokens", len(long), len(rows), max_tokens)
         kept = np.delete(kept, long)
         if not len(kept):
             raise ValueError(

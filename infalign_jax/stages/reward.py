@@ -163,7 +163,8 @@ def learned_reward(experiment, folder):
         if firsts != list(range(0, len(prompts), R)):
             firsts, R = list(range(len(prompts))), 1
         data, tokenizer = experiment.config.data, experiment.tokenizer
-        encoded = encode_prompts(tokenizer, [prompts[i] for i in firsts], data.prompt_tokens, "truncate_left")
+        texts = [prompts[i] for i in firsts]
+        encoded = encode_prompts(tokenizer, texts, data.prompt_tokens, "truncate_left", tell=False)
         tokens_NC, mask_NC = encode_responses(tokenizer, completions, data.response_tokens, tell=False)
         lengths_BR = mask_NC.sum(1).astype(np.int32).reshape(len(firsts), R)
         arrays = (encoded.tokens_NS, encoded.lengths_N, tokens_NC.reshape(len(firsts), R, -1), lengths_BR)
