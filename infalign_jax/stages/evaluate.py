@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+from absl import logging
 
 from infalign_jax.core import bootstrap, optimal, procedures, theory
 from infalign_jax.core.calibration import calibrate
@@ -158,11 +159,12 @@ def theory_at(method, procedure, kl, calibration_samples=None):
 
 
 def _resolved(win_rate, *arguments):
-    """What theory says, or None where it refuses. Names were checked when the run began, so that only the KL is left:
-    a policy may have been measured beyond what float64, or a transform, can reach."""
+    """What theory says, or None where it refuses, which is said once. Names were checked when the run began, so that
+    only the KL is left: a policy may have been measured beyond what float64, or a transform, can reach."""
     try:
         return win_rate(*arguments)
-    except ValueError:
+    except ValueError as error:
+        logging.log_first_n(logging.WARNING, "theory's columns and curves leave out what it refuses: %s", 1, error)
         return None
 
 
