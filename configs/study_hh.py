@@ -19,7 +19,8 @@ def get_config():
         hh.calibrate.rollouts = 64
         # Few parameters that learn slowly: the noise of the gradient spends KL in proportion to both.
         hh.lora.rank, hh.align.learning_rate = 4, 3e-4
-        hh.align.steps, hh.align.kl_warmup, hh.align.save_every = 300, 150, 100
+        hh.align.steps, hh.align.save_every = 300, 100
+        hh.align.kl_warmup, hh.align.kl_rate = 50, 0.03  # a policy that learns slowly answers slowly
         hh.align.prompts_per_step, hh.align.rollouts = 32, 16
         hh.evaluate.samples = 64
         hh.prefix_scorer.enabled = False
