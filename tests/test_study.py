@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from configs import study_hacking, study_hh, study_ledger, study_long, study_quickstart, study_small, study_tones
-from infalign_jax import main, recipe, report, study
+from infalign_jax import main, report, study
 from infalign_jax.core import bootstrap
 from infalign_jax.reporting import study_results, style
 from tests import study_tiny
@@ -337,8 +337,9 @@ def test_processes_share_a_study_and_one_that_is_killed_costs_nothing(tmp_path):
 @pytest.mark.timeout(3000)
 def test_the_reduced_study_shows_the_ordering(tmp_path):
     """A transform for a procedure wins at it, over identity and group-std: paired intervals over prompts and seeds above 0."""
-    found = recipe.load(ROOT / "configs" / "study_small.py")
-    assert study.run(found, tmp_path) == {}
+    words = [sys.executable, "-m", "infalign_jax", "study", f"--config={ROOT}/configs/study_small.py"]
+    processes = [subprocess.Popen([*words, f"--workdir={tmp_path}"], cwd=ROOT) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     report.build([tmp_path])
     groups = study_results.groups(study_results.read([tmp_path]))
     lows = {
