@@ -4,6 +4,8 @@ import functools
 import itertools
 import pathlib
 
+from absl import logging
+
 from infalign_jax.core import optimal, procedures, theory
 from infalign_jax.reporting import picture, study_figures, study_results, study_tables
 from infalign_jax.stages import methods
@@ -75,7 +77,8 @@ def ceilings(found, rows):
     """Measured win rates beside theory: identity's, the optimum's, and which share of the gain between them was won.
 
     Theory is of exact calibration on continuous rewards and, as `_table`, of tables of K rollouts; under the training reward
-    only. The share is (measured - identity in theory) / (optimum - identity in theory), both for tables of K.
+    only. The share is (measured - identity in theory) / (optimum - identity in theory), both for tables of K. Rows at a KL
+    that theory refuses are left out.
     """
     made = []
     for row in rows:
@@ -84,6 +87,8 @@ def ceilings(found, rows):
             continue
         K = found[row["task"], row["method"], row["kl"]].cells[0]["calibration_rollouts"]
         exact, table = _theory(procedure, row["kl"], None), _theory(procedure, row["kl"], K)
+        if exact is None or table is None:
+            continue
         gain = table[1] - table[0]
         keys = ("task", "method", "kl", "procedure", "win_rate", "low", "high")
         told = dict(zip(("identity", "optimum", "identity_table", "optimum_table"), (*exact, *table), strict=True))
@@ -110,29 +115,45 @@ def with_ceilings(differences, found, rows):
             own = _own_theory(rival, row["procedure"], row["kl"], K)
             if own is None:
                 own = measured[row["task"], rival, row["kl"], "train", row["procedure"]]
-            ceiling = _theory(row["procedure"], row["kl"], K)[1] - own
+            both = _theory(row["procedure"], row["kl"], K)
+            ceiling = both and both[1] - own
         made.append({**row, "ceiling": ceiling})
     return made
 
 
 @functools.lru_cache(maxsize=512)
 def _own_theory(method, procedure, kl, calibration_samples):
-    """Win rate of the exact optimum of a transform; None for the other methods."""
+    """Win rate of the exact optimum of a transform; None for the other methods, and where theory refuses."""
     if methods.is_baseline(method):
         return None
     law = procedures.from_name(procedure)
-    phi, beta = optimal.resolve(method, kl=kl, calibration_samples=calibration_samples)
-    return float(theory.win_rate(law, phi, beta, calibration_samples))
+    try:
+        phi, beta = optimal.resolve(method, kl=kl, calibration_samples=calibration_samples)
+        return float(theory.win_rate(law, phi, beta, calibration_samples))
+    except ValueError:
+        return None  # `_theory` says so
 
 
 @functools.lru_cache(maxsize=512)
 def _theory(procedure, kl, calibration_samples):
-    """(win rate of identity, win rate of the optimum) at a KL."""
+    """(win rate of identity, win rate of the optimum) at a KL; None, said once, where theory refuses: near log K nats."""
     law = procedures.from_name(procedure)
-    phi, beta = optimal.resolve("identity", kl=kl, calibration_samples=calibration_samples)
-    own = theory.win_rate(law, phi, beta, calibration_samples)
-    best = optimal.optimal_transform(law, kl=kl, calibration_samples=calibration_samples).win_rate
+    try:
+        phi, beta = optimal.resolve("identity", kl=kl, calibration_samples=calibration_samples)
+        own = theory.win_rate(law, phi, beta, calibration_samples)
+        best = optimal.optimal_transform(law, kl=kl, calibration_samples=calibration_samples).win_rate
+    except ValueError as error:
+        logging.warning("the report has no theory for %s at a KL of %g: %s", procedure, kl, error)
+        return None
     return float(own), float(best)
+
+
+def _without_theory(mine):
+    """The procedures and KLs whose rows `ceilings` left out, in words."""
+    told = {(row["procedure"], row["kl"]) for row in mine["ceilings"]}
+    asked = dict.fromkeys((row["procedure"], row["kl"]) for row in mine["win_rates"])
+    asked = [pair for pair in asked if pair[0].partition("(")[0] in CEILINGS[1:] and pair not in told]
+    return ", ".join(f"{procedure} at KL {kl:g}" for procedure, kl in asked)
 
 
 def _page(data, pictures, head, kl):
@@ -157,6 +178,8 @@ def _page(data, pictures, head, kl):
             yield f"### {task}: win rates at KL {level:g}, {judge} reward\n\n{study_tables.win_rate_table(rows)}"
         yield f"### {task}: paired differences, {head} reward\n\n{study_tables.difference_table(mine['differences'], head)}"
         yield f"### {task}: against theory, training reward\n\n{study_tables.ceiling_table(mine['ceilings'])}"
+        if left_out := _without_theory(mine):
+            yield f"Theory could not be solved, and is left out, for {left_out}."
         lost = [row for row in mine["robustness"] if row["judge"] == head]
         yield f"### {task}: win rate lost to the best method at KL {kl:g}, {head} reward\n\n{study_tables.loss_table(lost)}"
         yield f"### {task}: cost\n\n{study_tables.cost_table(mine['costs'])}"

@@ -265,6 +265,18 @@ def test_the_report_holds_every_run_and_theory_beside_it(tmp_path, cells, capsys
     assert most["identity", "exponential(10)"] < 0.01 < most["exponential(10)", "identity"]
 
 
+def test_a_kl_that_theory_refuses_costs_the_report_its_theory_alone(tmp_path, caplog):
+    write(tmp_path, [fabricated("tones", method, 4.0, 0, level) for method, level in (("raw", 0.6), ("identity", 0.7))])
+    page = report.build([tmp_path]).read_text()
+    assert (
+        "and is left out, for best_of(4) at KL 4." in page
+        and "| identity − best uncalibrated (raw) | 4 | best_of(4) | 1 | +0.100" in page
+    )
+    assert [record.getMessage()[:54] for record in caplog.records] == [
+        "the report has no theory for best_of(4) at a KL of 4: "
+    ]
+
+
 def test_damaged_results_are_named(tmp_path, cells):
     with pytest.raises(ValueError, match="holds no results"):
         report.build([tmp_path])

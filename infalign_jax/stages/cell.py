@@ -86,7 +86,7 @@ def _rewards(experiment, prompts, judges, names, policy, reference):
 
     def by_blocks(variables, purpose, sizes):
         scorer = decoded.open_scorer(experiment)
-        return decoded.rewards(experiment, variables, prompts, judges, scorer, *sizes, purpose)
+        return decoded.rewards(experiment, variables, prompts, judges, scorer, *sizes, purpose=purpose)
 
     found = {}
     for name in names:
