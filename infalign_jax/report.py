@@ -49,6 +49,7 @@ def build(folders):
         "differences": with_ceilings(study_results.differences(found), found, rows),
         "ceilings": ceilings(found, rows),
         "robustness": study_results.losses(rows, kl),
+        "rewards": study_results.mean_rewards(found),
         "costs": study_results.costs(found),
         "runs": [
             {key: value for key, value in cell.items() if key not in ("kl_P", "win_rates", "groups")} for cell in cells
@@ -182,5 +183,7 @@ def _page(data, pictures, head, kl):
             yield f"Theory could not be solved, and is left out, for {left_out}."
         lost = [row for row in mine["robustness"] if row["judge"] == head]
         yield f"### {task}: win rate lost to the best method at KL {kl:g}, {head} reward\n\n{study_tables.loss_table(lost)}"
+        if mine["rewards"]:
+            yield f"### {task}: mean rewards, the reference's in brackets\n\n{study_tables.reward_table(mine['rewards'])}"
         yield f"### {task}: cost\n\n{study_tables.cost_table(mine['costs'])}"
     yield f"## All runs\n\n{study_tables.run_table(data['runs'])}"

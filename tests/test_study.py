@@ -39,7 +39,8 @@ def fabricated(task, method, kl, seed, level, prompts=6):
             "train": {"standard": wins, "best_of(4)": wins},
             "gold": {"standard": (np.array(wins) - 0.1).tolist(), "best_of(4)": wins},
         },
-        "rewards": {"train": 1.0},
+        "rewards": {"train": 1.0 + kl, "gold": 1.0 - seed},
+        "reference_rewards": {"train": 0.25, "gold": 0.0},
         "rollouts": {"calibrate": 640, "align": 1280},
         "calibration_rollouts": 64,
         "seconds": {"sft": 4.0, "calibrate": 1.0, "align": 3.0, "cell": 5.0},
@@ -235,6 +236,7 @@ def test_the_report_holds_every_run_and_theory_beside_it(tmp_path, cells, capsys
     assert "| exponential(10) − best uncalibrated (ppo) | 0.5 | best_of(4) | 2 | +0.080" in page
     target = next(line for line in page.splitlines() if line.startswith("| 0.5 | best_of(4) | exponential(10) | 0.726"))
     assert "+0.080 [+0.080, +0.080] (ppo) | +0.080 [+0.080, +0.080] |" in target
+    assert "| identity | 1.50 (0.25) | 0.50 (0.00) | 2.00 (0.25) | 0.50 (0.00) |" in page
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert names >= {
         "comparison_tones.png",

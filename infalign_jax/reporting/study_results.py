@@ -86,6 +86,7 @@ def win_rates(found):
     for group in found.values():
         for judge, procedure in _measured(group):
             value, low, high = bootstrap.mean_interval(group.wins[judge][procedure])
+            low, high = max(low, 0.0), min(high, 1.0)  # seeds that differ much make an interval wider than that
             row = {**_identity(group), "judge": judge, "procedure": procedure, "seeds": len(group.seeds)}
             off = bool(np.abs(group.kl_S / group.kl - 1).max() > OFF_TARGET)
             kl = float(group.kl_S.mean())
@@ -139,6 +140,21 @@ def losses(rows, kl):
         {**{key: row[key] for key in keys}, "loss": best[row["task"], row["judge"], row["procedure"]] - row["win_rate"]}
         for row in rows
     ]
+
+
+def mean_rewards(found):
+    """One row per group and judge: the mean reward of policy and reference, each a mean over seeds of the mean over responses.
+
+    A win rate can rise while the mean falls: it does not see by how much a response is worse.
+    """
+    rows = []
+    for group in found.values():
+        for judge in group.wins:
+            told = [(c["rewards"].get(judge), c.get("reference_rewards", {}).get(judge)) for c in group.cells]
+            if not any(None in pair for pair in told):
+                policy, reference = np.mean(told, axis=0).tolist()
+                rows.append({**_identity(group), "judge": judge, "reward": policy, "reference": reference})
+    return rows
 
 
 def costs(found):

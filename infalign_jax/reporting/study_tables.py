@@ -124,6 +124,17 @@ def loss_table(rows):
     return markdown(["method", *names], table)
 
 
+def reward_table(rows):
+    """Mean rewards, the reference's in brackets: methods down, judges and KLs across."""
+    columns = list(dict.fromkeys((row["judge"], row["kl"]) for row in rows))
+    found = {(row["method"], row["judge"], row["kl"]): f"{row['reward']:.2f} ({row['reference']:.2f})" for row in rows}
+    table = [
+        [method, *(found.get((method, *column), "–") for column in columns)]
+        for method in style.order(row["method"] for row in rows)
+    ]
+    return markdown(["method", *(f"{judge}, KL {kl:g}" for judge, kl in columns)], table)
+
+
 def cost_table(rows):
     """Rollouts and seconds of each method, and calibration's share of both."""
     table = [
