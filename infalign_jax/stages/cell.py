@@ -83,19 +83,16 @@ def _rewards(experiment, prompts, judges, names, policy, reference):
 
     `policy` and `reference` are each the rewards of plain responses, by judge, and the variables.
     """
+    scorer = decoded.open_scorer(experiment) if any(map(block_sizes, names)) else None
 
     def by_blocks(variables, purpose, sizes):
-        scorer = decoded.open_scorer(experiment)
-        return decoded.rewards(experiment, variables, prompts, judges, scorer, *sizes, purpose=purpose)
+        return decoded.rewards(experiment, variables, prompts, judges, scorer, *sizes, purpose=f"blockwise/{purpose}")
 
     found = {}
     for name in names:
         if sizes := block_sizes(name):
-            both = (
-                by_blocks(policy[1], "blockwise/policy", sizes),
-                by_blocks(reference[1], "blockwise/reference", sizes),
-            )
-            found[name] = procedures.standard(), *both
+            both = by_blocks(policy[1], "policy", sizes), by_blocks(reference[1], "reference", sizes)
+            found["blockwise({},{})".format(*sizes)] = procedures.standard(), *both
         else:
             procedure = procedures.from_name(name)
             found[procedure.name] = procedure, policy[0], reference[0]

@@ -15,12 +15,14 @@ from infalign_jax.training import checkpoints
 from infalign_jax.training.calls import in_calls
 from infalign_jax.training.seeds import key_for
 
+_score = jax.jit(heads.reward, static_argnums=0)
+
 
 def open_scorer(experiment):
     """What `sampling.blockwise` asks: the head that stage `prefix-scorer` left in the workdir, on the reference trunk."""
     folder = experiment.workdir / FOLDER / "variables"
     variables = checkpoints.load_variables(folder, checkpoints.abstract(*reward_shapes(experiment)))
-    return functools.partial(jax.jit(functools.partial(heads.reward, experiment.model)), variables)
+    return functools.partial(_score, experiment.model, variables)
 
 
 def rewards(experiment, variables, prompts, judges, scorer, candidates, block_tokens, purpose):
@@ -46,10 +48,9 @@ def rewards(experiment, variables, prompts, judges, scorer, candidates, block_to
     def call(rows):
         decoded = blockwise(
             experiment.model, variables, scorer, np.repeat(prompts.tokens_PS[rows], D, 0),
-            np.repeat(prompts.lengths_P[rows], D),
-            (rows[:, None] * D + np.arange(D)).ravel(), key, candidates=candidates, block_tokens=block_tokens, max_tokens=C,
-            eos_ids=hf.end_ids(config.model.path, tokenizer.eos_id),
-            pad_id=tokenizer.pad_id, temperature=config.sampling.temperature,
+            np.repeat(prompts.lengths_P[rows], D), (rows[:, None] * D + np.arange(D)).ravel(), key,
+            candidates=candidates, block_tokens=block_tokens, max_tokens=C, temperature=config.sampling.temperature,
+            eos_ids=hf.end_ids(config.model.path, tokenizer.eos_id), pad_id=tokenizer.pad_id,
         )  # fmt: skip
         tokens_BDC, mask_BDC = (x.reshape(len(rows), D, C) for x in (decoded.tokens_BC, decoded.mask_BC))
         drawn = Rollouts(tokens_BDC, mask_BDC, None, None, decoded.ended_B.reshape(len(rows), D))
