@@ -9,7 +9,6 @@ def get_config():
     flawed = study_tones.recipe(base.get_config())
     with flawed.unlocked():
         flawed.data.prompt_tokens = 5
-        flawed.prefix_scorer.enabled = False
         flawed.reward = "infalign_jax.data.length_flaw:rambles_seed_{seed}"
         flawed.judge = "infalign_jax.data.length_flaw:brief_seed_{seed}"
     study = ConfigDict()

@@ -17,13 +17,12 @@ def get_config():
         hh.model.num_layers = 2
         hh.sft.steps = 130  # three passes: ten learn the 1,800 demonstrations by heart
         hh.calibrate.rollouts = 64
-        # Few parameters that learn slowly: the noise of the gradient spends KL in proportion to both.
+        # Few parameters that learn slowly: the noise of the gradient spends KL on what trains.
         hh.lora.rank, hh.align.learning_rate = 4, 3e-4
         hh.align.steps, hh.align.save_every = 300, 100
         hh.align.kl_warmup, hh.align.kl_rate = 50, 0.03  # a policy that learns slowly answers slowly
         hh.align.prompts_per_step, hh.align.rollouts = 32, 16
         hh.evaluate.samples = 64
-        hh.prefix_scorer.enabled = False
     study = ConfigDict()
     study.tasks = ConfigDict({"hh": hh})
     study.methods = ("raw_group_std", "optimal(worst_of(4))", "identity", "raw")

@@ -17,7 +17,6 @@ def recipe(config):
         config.evaluate.kl_tolerance = 0.02
         config.align.steps = 600
         config.align.learning_rate = 5e-3
-        config.prefix_scorer.enabled, config.prefix_scorer.learning_rate = True, 3e-3  # for blockwise decoding
     return config
 
 
@@ -25,6 +24,7 @@ def get_config():
     tones = recipe(base.get_config())
     with tones.unlocked():  # the task's texts fit these slots: the same task for less work
         tones.data.prompt_tokens, tones.data.response_tokens = 5, 6
+        tones.prefix_scorer.enabled, tones.prefix_scorer.learning_rate = True, 3e-3  # for blockwise decoding
     study = ConfigDict()
     study.tasks = ConfigDict({"tones": tones})
     study.methods = (

@@ -12,7 +12,7 @@ from infalign_jax.core.advantages import group_standardize, leave_one_out
 from infalign_jax.core.kl_control import beta_from_samples, steer_log_beta
 from infalign_jax.core.masking import masked_mean, masked_sum
 from infalign_jax.core.policy_gradient import policy_gradient_loss, regularized_return
-from infalign_jax.stages.align import controller_rate
+from infalign_jax.stages import align
 
 V, C = 3, 2  # a policy over words of two letters: 9 outcomes, all of which can be enumerated
 OUTCOMES = np.array(list(itertools.product(range(V), repeat=C)))
@@ -132,12 +132,20 @@ def test_controller_moves_towards_the_target_within_its_bounds():
     assert float(steer_log_beta(log_beta, 0.0, 0.5, 0.15)) == pytest.approx(-0.075)
 
 
+def test_stage_align_steers_with_a_gain_that_falls(monkeypatch):
+    config = base.get_config()
+    monkeypatch.setattr(align, "make_step", lambda *_, **options: options)
+    gain = align.build(config, None)[1]["kl_rate"]
+    assert float(gain(config.align.kl_warmup)) == pytest.approx(config.align.kl_rate)
+    assert float(gain(0)) == float(gain(config.align.steps)) == 0.0
+
+
 def test_controller_waits_for_a_policy_that_slows_down():
     """A policy whose log KL falls with log beta, follows it at the speed of its learning rate, and is measured with noise."""
     section = base.get_config().align.copy_and_resolve_references()
     with section.unlocked():
         section.steps, section.decay, section.kl_warmup, section.kl_rate = 2400, 0.7, 1200, 0.1
-    gain = np.asarray(jax.vmap(controller_rate(section))(jnp.arange(2401)))
+    gain = np.asarray(jax.vmap(align.controller_rate(section))(jnp.arange(2401)))
     assert gain[[0, 1199, 1200, 1560, 2400]] == pytest.approx([0.0, 0.0, 0.1 * 1200 / 1680, 0.05, 0.0])
     speed = 0.1 * np.minimum(np.arange(2400, 0, -1) / 1680, 1.0)
 
