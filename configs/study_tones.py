@@ -1,4 +1,4 @@
-"""The comparison that two CPU cores can make: nine methods on the quickstart's task. See docs/evidence.md."""
+"""The comparison that two CPU cores can make: every method on the quickstart's task. See docs/evidence.md."""
 
 from ml_collections import ConfigDict
 
@@ -32,13 +32,22 @@ def get_config():
         "identity",
         "optimal(best_of(4))",
         "optimal(worst_of(4))",
-        "ppo",
         "optimal(best_of(16))",
         "exponential(10)",
+        "exponential(-5)",
+        "log",
         "raw",
+        "log_sigmoid",
         "max_at_k(4)",
+        "bond",
+        "dpo",
+        "ipo",
+        "bonbon_best(4)",
+        "bonbon_worst(4)",
+        "raft",
+        "ppo",
     )
-    study.kls = (0.5, 1.0, 0.25)  # nats per sequence, in the order in which they are run
+    study.kls = (0.5, 1.0, 0.25, 2.0)  # nats per sequence, in the order in which they are run
     study.seeds = (0, 1, 2)  # of the whole pipeline
     study.procedures = (
         "standard",
