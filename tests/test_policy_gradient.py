@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from infalign_jax.core.advantages import group_standardize, leave_one_out
-from infalign_jax.core.kl_control import beta_from_samples, steer_log_beta
+from infalign_jax.core.kl_control import beta_from_samples, starting_beta, steer_log_beta
 from infalign_jax.core.masking import masked_mean, masked_sum
 from infalign_jax.core.policy_gradient import policy_gradient_loss, regularized_return
 from infalign_jax.stages import align
@@ -123,6 +123,22 @@ def test_beta_from_samples_spends_the_target():
         beta_from_samples(np.ones((3, 4)), 0.5)
     with pytest.raises(ValueError, match="out of reach"):
         beta_from_samples(np.random.default_rng(0).normal(size=(3, 4)), 5.0)
+
+
+@pytest.mark.parametrize("kl", [0.1, 1.0, 2.0, 4.0, 6.0])
+def test_starting_beta_is_near_that_of_normal_scores_at_every_kl(kl):
+    scores = np.random.default_rng(2).normal(size=(300, 64))
+    beta = starting_beta(scores, kl)
+    assert 1 / 1.4 < beta * np.sqrt(2 * kl) < 1.1  # K samples have light tails, so it errs on the low side
+    if kl < np.log(64) / 2:
+        assert beta == beta_from_samples(scores, kl)
+    elif kl < np.log(64):
+        assert beta > 4 * beta_from_samples(scores, kl)
+
+
+def test_starting_beta_has_no_step_where_samples_end():
+    scores, edge = np.random.default_rng(3).normal(size=(50, 64)), np.log(64) / 2
+    assert starting_beta(scores, edge * 1.0001) == pytest.approx(starting_beta(scores, edge * 0.9999), rel=1e-3)
 
 
 def test_controller_moves_towards_the_target_within_its_bounds():

@@ -5,12 +5,38 @@ import numpy as np
 from scipy import optimize, special
 
 
+def starting_beta(scores_PK, kl):
+    """Where the beta of scores without a closed form (raw rewards) starts: the fair start that calibrated ones get from theory.
+
+    Up to `log(K) / 2` nats it is `beta_from_samples`. K samples cannot say what a policy further away looks like: their
+    tilt ends at `log K`, on one sample, and its beta falls to 0. From there beta goes on as that of a normal score,
+    whose optimum spends `var(score) / (2 beta^2)` nats: as `1 / sqrt(kl)`.
+
+    Args:
+      scores_PK: float `[P, K]`, finite.
+      kl: target in nats per sequence, averaged over prompts, > 0.
+
+    Returns:
+      float > 0, in score units per nat.
+
+    Raises:
+      ValueError: the scores never vary within a prompt, or have too many ties for `log(K) / 2` nats.
+
+    Examples:
+      >>> import numpy as np
+      >>> scores = np.random.default_rng(0).normal(size=(200, 64))
+      >>> [round(beta(scores, 4.0), 2) for beta in (starting_beta, beta_from_samples)]  # that of the law is 0.35
+      [0.27, 0.04]
+    """
+    within = min(kl, np.log(np.shape(scores_PK)[1]) / 2)
+    return beta_from_samples(scores_PK, within) * float(np.sqrt(within / kl))
+
+
 def beta_from_samples(scores_PK, kl):
     """The beta at which tilting K reference samples per prompt by `exp(score / beta)` spends `kl` nats on average.
 
     The optimum of `E[score] - beta KL` is `pi_ref exp(score / beta) / Z`; on the K samples of a prompt its weights are
-    `w = softmax(score / beta)` and its divergence `log K + sum_k w_k log w_k`. For scores without a closed form (raw
-    rewards) this gives them the same fair start that `theory.beta_for_kl` gives the calibrated ones.
+    `w = softmax(score / beta)` and its divergence `log K + sum_k w_k log w_k`.
 
     Args:
       scores_PK: float `[P, K]`, finite.
@@ -41,7 +67,7 @@ def beta_from_samples(scores_PK, kl):
     low, high = np.log(spread) - 12.0, np.log(spread) + 12.0
     if not mean_kl(high) < kl < mean_kl(low):
         raise ValueError(
-            f"a target KL of {kl} nats is out of reach: {scores_PK.shape[1]} samples span (0, {mean_kl(low):.3g})"
+            f"a KL of {kl:.3g} nats is out of reach of these scores: {scores_PK.shape[1]} samples span (0, {mean_kl(low):.3g})"
         )
     return float(np.exp(optimize.brentq(lambda x: mean_kl(x) - kl, low, high, xtol=1e-10)))
 

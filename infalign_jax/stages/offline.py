@@ -14,7 +14,7 @@ from scipy import special
 from infalign_jax.core import optimal
 from infalign_jax.core.best_of_n import best_of_n_weights, n_for_kl
 from infalign_jax.core.calibration import calibrate
-from infalign_jax.core.kl_control import beta_from_samples
+from infalign_jax.core.kl_control import starting_beta
 from infalign_jax.core.masking import masked_sum
 from infalign_jax.core.preference_losses import bonbon_loss, dpo_loss, ipo_loss
 from infalign_jax.data.batches import make_batches
@@ -72,7 +72,7 @@ def strength(method, table_PK, target_kl):
     of the identity), and n that of the best-of-n policy.
     """
     derived = {
-        "dpo": lambda: beta_from_samples(table_PK, target_kl),
+        "dpo": lambda: starting_beta(table_PK, target_kl),
         "ipo": lambda: (
             optimal.resolve("identity", kl=target_kl, calibration_samples=table_PK.shape[1])[1] / math.sqrt(12)
         ),

@@ -9,7 +9,7 @@ import numpy as np
 from infalign_jax.core import optimal, transforms
 from infalign_jax.core.advantages import group_standardize
 from infalign_jax.core.calibration import calibrate
-from infalign_jax.core.kl_control import beta_from_samples
+from infalign_jax.core.kl_control import starting_beta
 from infalign_jax.core.log_sigmoid import log_sigmoid
 
 UNCALIBRATED = ("raw", "raw_group_std", "log_sigmoid")
@@ -57,7 +57,7 @@ def score_rule(method, table_PK, target_kl):
     """The `ScoreRule` of a method, and the beta it starts from.
 
     Calibrated methods start from the closed form of their transform for a table of K rollouts; uncalibrated ones from
-    the beta that spends the target KL on the table's own rewards.
+    the beta that spends the target KL on the table's own rewards (`starting_beta`).
 
     Raises:
       ValueError: unknown method.
@@ -68,7 +68,7 @@ def score_rule(method, table_PK, target_kl):
         scores_PK = table_PK / table_PK.std()
         if method == "raw_group_std":
             scores_PK = np.asarray(group_standardize(jnp.asarray(scores_PK)))
-        phi_M, beta = np.zeros(2 * K + 1), beta_from_samples(scores_PK, target_kl)
+        phi_M, beta = np.zeros(2 * K + 1), starting_beta(scores_PK, target_kl)
     else:
         phi, beta = optimal.resolve(method, kl=target_kl, calibration_samples=K)
         phi_M = transforms.tabulate(phi, K)
