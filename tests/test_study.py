@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs import study_hacking, study_hh, study_ledger, study_long, study_quickstart, study_small, study_tones
 from infalign_jax import main, report, study
 from infalign_jax.core import bootstrap
-from infalign_jax.reporting import study_results, style
+from infalign_jax.reporting import study_figures, study_results, style
 from tests import study_tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -301,6 +301,37 @@ def test_more_methods_than_looks_stay_apart():
     methods = list(study_quickstart.get_config().methods)
     looks = style.looks(methods)
     assert list(looks) == style.order(methods) and len({(look.color, look.marker) for look in looks.values()}) == 17
+
+
+def test_of_many_curves_the_highest_of_each_kind_is_named():
+    """More methods than looks: a method that was not trained for all KLs is drawn, but is no candidate for a name."""
+    wins = {name: 0.5 + 0.01 * place for place, name in enumerate(study_quickstart.get_config().methods)}
+    keys = {"task": "tones", "judge": "train", "procedure": "standard", "off_target": False}
+    rows = [
+        {**keys, "method": name, "kl": kl, "kl_measured": kl, "win_rate": win, "low": win - 0.1, "high": win + 0.1}
+        for name, win in {**wins, "max_at_k(8)": 0.99}.items()
+        for kl in (0.5, 1.0)
+        if kl == 0.5 or name in wins
+    ]
+    made = study_figures.win_rate_against_kl(rows, "tones", "train")
+    (axes,) = made.figure().axes
+    assert len(axes.lines) == len(wins) + 1
+    named = {line.get_label() for line in axes.lines if not line.get_label().startswith("_")}
+    highest = {
+        max((name for name in wins if study_figures.kind(name) == kind), key=wins.get)
+        for kind in ("raw", "identity", "exponential+")
+    }
+    assert named == highest and "dpo" in named
+    assert "Grey: methods that use rewards as they are" in made.caption
+
+
+def test_a_policy_that_loses_by_far_is_told_in_words():
+    keys = {"kl": 0.5, "procedure": "best_of(4)", "off_target": False}
+    wins = {"identity": 0.8, "raw": 0.46, "bonbon_worst(4)": 0.23}
+    rows = [{**keys, "method": name, "win_rate": win, "low": win - 0.01, "high": win + 0.01} for name, win in wins.items()]
+    (axes,) = study_figures.comparison(rows, [], "tones", "train", 0.5).figure().axes
+    assert axes.get_xlim()[0] > 0.4 and len(axes.lines) == 2
+    assert [text.get_text() for text in axes.texts] == ["← 0.230 [0.220, 0.240]"]
 
 
 @pytest.mark.slow

@@ -9,6 +9,11 @@ from infalign_jax.reporting.picture import Panel, Picture
 from infalign_jax.reporting.study_results import is_uncalibrated
 
 COMPARED = ("best_of(4)", "best_of(16)", "worst_of(4)")  # procedures of the picture that compares all methods
+FLOOR = 0.45  # policies that lose to the reference by more (made for worst-of-n) are told in words: they would squeeze the rest
+KINDS = (
+    "Grey: methods that use rewards as they are; blue: ranks without a transform for the procedure (identity, pairs, "
+    "best-of-n data); orange: calibrated transforms."
+)
 
 
 def pictures(rows, loss_rows, ceiling_rows, head, kl):
@@ -46,8 +51,7 @@ def comparison(rows, ceiling_rows, task, judge, kl):
     return Picture(
         name=f"comparison_{task}",
         title=f"{task}: win rate over the reference at a KL of {kl:g} nats, {judge} reward",
-        caption="Grey: methods that use rewards as they are; blue: ranks without a transform for the procedure (identity, pairs, "
-        "best-of-n data); orange: calibrated transforms. Bars: 95 % intervals over prompts and seeds of the whole pipeline. Lines: what "
+        caption=f"{KINDS} Bars: 95 % intervals over prompts and seeds of the whole pipeline. Lines: what "
         "theory says of identity (dotted) and of the certified optimum (dashed) for tables of K rollouts. *: missed its KL.",
         panels=panels,
         columns=len(panels),
@@ -58,17 +62,21 @@ def win_rate_against_kl(rows, task, judge):
     """One panel a procedure: pooled win rates at the KLs each method was trained for, with 95 % intervals."""
     rows = [row for row in rows if row["judge"] == judge]
     looks = style.looks(row["method"] for row in rows)
+    crowded = len(looks) > len(style.LOOKS)
+    draw, bars = (
+        (_crowd, "the highest of each kind with its name and") if crowded else (partial(_curves, looks=looks), "bars:")
+    )
     names = list(dict.fromkeys(row["procedure"] for row in rows))
-    panels = [
-        Panel(partial(_curves, rows=_of(rows, procedure=name), looks=looks, title=name), (4.0, 3.3)) for name in names
-    ]
+    panels = [Panel(partial(draw, rows=_of(rows, procedure=name), title=name), (4.0, 3.3)) for name in names]
+    if not crowded:
+        panels.append(Panel(partial(_legend, looks=looks), (4.0, 3.3)))
     return Picture(
         name=f"win_rate_{task}",
         title=f"{task}: win rate over the reference against KL, {judge} reward",
-        caption="Each point is a policy trained for that KL, pooled over seeds of the whole pipeline; bars: 95 % intervals over "
-        "prompts and seeds.",
-        panels=[*panels, Panel(partial(_legend, looks=looks), (4.0, 3.3))],
-        columns=min(4, len(panels) + 1),
+        caption=f"Each point is a policy trained for that KL, pooled over seeds of the whole pipeline; {bars} 95 % intervals over "
+        f"prompts and seeds.{f' {KINDS} What is below {FLOOR:g} is not shown.' if crowded else ''}",
+        panels=panels,
+        columns=min(4, len(panels)),
     )
 
 
@@ -123,7 +131,11 @@ def _of(rows, **wanted):
 
 def _dots(axes, rows, theory, title):
     for place, row in enumerate(rows):
-        color = style.LOOKS[_kind(row["method"])].color
+        color = style.LOOKS[kind(row["method"])].color
+        if row["win_rate"] < FLOOR:
+            where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8.5, "color": color}
+            axes.text(0.015, place, f"← {row['win_rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]", **where)
+            continue
         axes.hlines(place, row["low"], row["high"], color=color, linewidth=2.4, alpha=0.45)
         axes.plot([row["win_rate"]], [place], color=color, marker="o", markersize=6)
     if theory is not None:
@@ -136,7 +148,7 @@ def _dots(axes, rows, theory, title):
     axes.set_xlabel("win rate over the reference", fontsize=8)
 
 
-def _kind(method):
+def kind(method):
     """The look of a method's kind: uncalibrated, by ranks alone, or a transform made for a procedure."""
     if is_uncalibrated(method):
         return "raw"
@@ -154,6 +166,36 @@ def _curves(axes, rows, looks, title):
     axes.set_title(title)
     axes.set_xlabel(style.KL_LABEL, fontsize=8)
     axes.set_ylabel("win rate over the reference", fontsize=8)
+
+
+def _crowd(axes, rows, title):
+    """More curves than there are looks: all thin, in the colours of their kinds, and the highest of each kind by name."""
+    curves = {
+        method: sorted(_of(rows, method=method), key=lambda row: row["kl_measured"])
+        for method in style.order(row["method"] for row in rows)
+    }
+    # A method that was not trained for all KLs has no mean that can be compared.
+    whole = {method for method, curve in curves.items() if len(curve) == max(map(len, curves.values()))}
+    highest = {}
+    for method in sorted(whole, key=lambda method: np.mean([row["win_rate"] for row in curves[method]])):
+        highest[kind(method)] = method
+    for method, curve in curves.items():
+        color, named = style.LOOKS[kind(method)].color, method in highest.values()
+        x, y = ([row[key] for row in curve] for key in ("kl_measured", "win_rate"))
+        if named:
+            axes.vlines(x, [row["low"] for row in curve], [row["high"] for row in curve], color=color, alpha=0.4)
+        look = (
+            {"marker": "o", "markersize": 4.5, "linewidth": 1.8, "label": style.label(method)}
+            if named
+            else {"alpha": 0.35}
+        )
+        axes.plot(x, y, color=color, **{"linewidth": 1.0, "zorder": 3 if named else 2, **look})
+    axes.set_xlim(0, 1.06 * max(row["kl_measured"] for row in rows))
+    axes.set_ylim(bottom=max(FLOOR, axes.get_ylim()[0]))
+    axes.set_title(title)
+    axes.set_xlabel(style.KL_LABEL, fontsize=8)
+    axes.set_ylabel("win rate over the reference", fontsize=8)
+    axes.legend(fontsize=7.5, loc="lower right")
 
 
 def _legend(axes, looks):
