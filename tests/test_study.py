@@ -328,7 +328,9 @@ def test_of_many_curves_the_highest_of_each_kind_is_named():
 def test_a_policy_that_loses_by_far_is_told_in_words():
     keys = {"kl": 0.5, "procedure": "best_of(4)", "off_target": False}
     wins = {"identity": 0.8, "raw": 0.46, "bonbon_worst(4)": 0.23}
-    rows = [{**keys, "method": name, "win_rate": win, "low": win - 0.01, "high": win + 0.01} for name, win in wins.items()]
+    rows = [
+        {**keys, "method": name, "win_rate": win, "low": win - 0.01, "high": win + 0.01} for name, win in wins.items()
+    ]
     (axes,) = study_figures.comparison(rows, [], "tones", "train", 0.5).figure().axes
     assert axes.get_xlim()[0] > 0.4 and len(axes.lines) == 2
     assert [text.get_text() for text in axes.texts] == ["← 0.230 [0.220, 0.240]"]
