@@ -12,7 +12,8 @@ from infalign_jax.core.advantages import group_standardize, leave_one_out
 from infalign_jax.core.kl_control import beta_from_samples, starting_beta, steer_log_beta
 from infalign_jax.core.masking import masked_mean, masked_sum
 from infalign_jax.core.policy_gradient import policy_gradient_loss, regularized_return
-from infalign_jax.stages import align
+from infalign_jax.stages import align, offline
+from infalign_jax.stages.scores import score_rule
 
 V, C = 3, 2  # a policy over words of two letters: 9 outcomes, all of which can be enumerated
 OUTCOMES = np.array(list(itertools.product(range(V), repeat=C)))
@@ -139,6 +140,17 @@ def test_starting_beta_is_near_that_of_normal_scores_at_every_kl(kl):
 def test_starting_beta_has_no_step_where_samples_end():
     scores, edge = np.random.default_rng(3).normal(size=(50, 64)), np.log(64) / 2
     assert starting_beta(scores, edge * 1.0001) == pytest.approx(starting_beta(scores, edge * 0.9999), rel=1e-3)
+
+
+def test_stages_start_from_it_and_ties_are_named():
+    table = np.sort(np.random.default_rng(4).normal(size=(50, 64)).astype(np.float32), axis=1)
+    for method in ("raw", "raw_group_std"):
+        assert score_rule(method, table, 4.0)[1] == pytest.approx(starting_beta(table, 4.0), rel=0.1)
+    assert offline.strength("dpo", table, 4.0) == starting_beta(table, 4.0) > 4 * beta_from_samples(table, 4.0)
+    with pytest.raises(
+        ValueError, match=r"a KL of 2.08 nats is out of reach of these scores: 64 samples span \(0, 0.693\)"
+    ):
+        starting_beta(np.tile([0.0, 1.0], (3, 32)), 4.0)
 
 
 def test_controller_moves_towards_the_target_within_its_bounds():

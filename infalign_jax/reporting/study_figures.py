@@ -52,7 +52,8 @@ def comparison(rows, ceiling_rows, task, judge, kl):
         name=f"comparison_{task}",
         title=f"{task}: win rate over the reference at a KL of {kl:g} nats, {judge} reward",
         caption=f"{KINDS} Bars: 95 % intervals over prompts and seeds of the whole pipeline. Lines: what "
-        "theory says of identity (dotted) and of the certified optimum (dashed) for tables of K rollouts. *: missed its KL.",
+        "theory says of identity (dotted) and of the certified optimum (dashed) for tables of K rollouts. *: missed its KL. "
+        "Arrow: further left than the picture goes.",
         panels=panels,
         columns=len(panels),
     )
@@ -62,14 +63,13 @@ def win_rate_against_kl(rows, task, judge):
     """One panel a procedure: pooled win rates at the KLs each method was trained for, with 95 % intervals."""
     rows = [row for row in rows if row["judge"] == judge]
     looks = style.looks(row["method"] for row in rows)
-    crowded = len(looks) > len(style.LOOKS)
-    draw, bars = (
-        (_crowd, "the highest of each kind with its name and") if crowded else (partial(_curves, looks=looks), "bars:")
-    )
+    if crowded := len(looks) > len(style.LOOKS):
+        draw, legend, bars = _crowd, [], "the highest of each kind with its name and"
+    else:
+        draw, bars = partial(_curves, looks=looks), "bars:"
+        legend = [Panel(partial(_legend, looks=looks), (4.0, 3.3))]
     names = list(dict.fromkeys(row["procedure"] for row in rows))
-    panels = [Panel(partial(draw, rows=_of(rows, procedure=name), title=name), (4.0, 3.3)) for name in names]
-    if not crowded:
-        panels.append(Panel(partial(_legend, looks=looks), (4.0, 3.3)))
+    panels = [Panel(partial(draw, rows=_of(rows, procedure=name), title=name), (4.0, 3.3)) for name in names] + legend
     return Picture(
         name=f"win_rate_{task}",
         title=f"{task}: win rate over the reference against KL, {judge} reward",
@@ -157,45 +157,48 @@ def kind(method):
 
 def _curves(axes, rows, looks, title):
     for method, look in looks.items():
-        curve = sorted(_of(rows, method=method), key=lambda row: row["kl_measured"])
+        curve = _curve(rows, method)
         if curve:
-            x, y = ([row[key] for row in curve] for key in ("kl_measured", "win_rate"))
-            axes.vlines(x, [row["low"] for row in curve], [row["high"] for row in curve], color=look.color, alpha=0.4)
-            axes.plot(x, y, color=look.color, marker=look.marker, markersize=5, linewidth=1.4)
-    axes.set_xlim(0, 1.06 * max(row["kl_measured"] for row in rows))
-    axes.set_title(title)
-    axes.set_xlabel(style.KL_LABEL, fontsize=8)
-    axes.set_ylabel("win rate over the reference", fontsize=8)
+            _line(axes, curve, look.color, marker=look.marker, markersize=5, linewidth=1.4)
+    _against_kl(axes, rows, title)
 
 
 def _crowd(axes, rows, title):
     """More curves than there are looks: all thin, in the colours of their kinds, and the highest of each kind by name."""
-    curves = {
-        method: sorted(_of(rows, method=method), key=lambda row: row["kl_measured"])
-        for method in style.order(row["method"] for row in rows)
-    }
+    curves = {method: _curve(rows, method) for method in style.order(row["method"] for row in rows)}
     # A method that was not trained for all KLs has no mean that can be compared.
-    whole = {method for method, curve in curves.items() if len(curve) == max(map(len, curves.values()))}
-    highest = {}
-    for method in sorted(whole, key=lambda method: np.mean([row["win_rate"] for row in curves[method]])):
-        highest[kind(method)] = method
+    longest = max(map(len, curves.values()))
+    whole = [method for method, curve in curves.items() if len(curve) == longest]
+    rising = sorted(whole, key=lambda method: np.mean([row["win_rate"] for row in curves[method]]))
+    highest = {kind(method): method for method in rising}.values()  # of a kind the last, that is the highest, stays
     for method, curve in curves.items():
-        color, named = style.LOOKS[kind(method)].color, method in highest.values()
-        x, y = ([row[key] for row in curve] for key in ("kl_measured", "win_rate"))
-        if named:
-            axes.vlines(x, [row["low"] for row in curve], [row["high"] for row in curve], color=color, alpha=0.4)
-        look = (
-            {"marker": "o", "markersize": 4.5, "linewidth": 1.8, "label": style.label(method)}
-            if named
-            else {"alpha": 0.35}
-        )
-        axes.plot(x, y, color=color, **{"linewidth": 1.0, "zorder": 3 if named else 2, **look})
-    axes.set_xlim(0, 1.06 * max(row["kl_measured"] for row in rows))
+        color = style.LOOKS[kind(method)].color
+        if method in highest:
+            look = {"marker": "o", "markersize": 4.5, "linewidth": 1.8, "zorder": 3, "label": style.label(method)}
+            _line(axes, curve, color, **look)
+        else:
+            x, y = ([row[key] for row in curve] for key in ("kl_measured", "win_rate"))
+            axes.plot(x, y, color=color, linewidth=1.0, alpha=0.35)
+    _against_kl(axes, rows, title)
     axes.set_ylim(bottom=max(FLOOR, axes.get_ylim()[0]))
+    axes.legend(fontsize=7.5, loc="lower right")
+
+
+def _curve(rows, method):
+    return sorted(_of(rows, method=method), key=lambda row: row["kl_measured"])
+
+
+def _line(axes, curve, color, **look):
+    x, y = ([row[key] for row in curve] for key in ("kl_measured", "win_rate"))
+    axes.vlines(x, [row["low"] for row in curve], [row["high"] for row in curve], color=color, alpha=0.4)
+    axes.plot(x, y, color=color, **look)
+
+
+def _against_kl(axes, rows, title):
+    axes.set_xlim(0, 1.06 * max(row["kl_measured"] for row in rows))
     axes.set_title(title)
     axes.set_xlabel(style.KL_LABEL, fontsize=8)
     axes.set_ylabel("win rate over the reference", fontsize=8)
-    axes.legend(fontsize=7.5, loc="lower right")
 
 
 def _legend(axes, looks):
