@@ -178,8 +178,8 @@ def test_a_workdir_made_by_another_config(changes, words, copy):
 
 def test_a_workdir_that_is_a_file_or_below_one(tmp_path):
     (tmp_path / "file").write_text("precious")
-    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        assert f"workdir {folder} cannot be written" in refused(lambda folder=folder: run("run", folder))
+    for folder, says in ((tmp_path / "file", "is a file"), (tmp_path / "file" / "run", "cannot be written")):
+        assert f"workdir {folder} {says}" in refused(lambda folder=folder: run("run", folder))
     assert (tmp_path / "file").read_text() == "precious"
 
 

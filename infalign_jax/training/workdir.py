@@ -92,7 +92,7 @@ def claim(config):
 
     Raises:
       ValueError: the workdir was made by a config that differs in a key its results depend on (names those keys), is in
-        use by another run (names the process), or cannot be written.
+        use by another run (names the process), is a file, or cannot be written.
     """
     workdir = epath.Path(config["workdir"])
     config = json.loads(json.dumps({key: value for key, value in config.items() if key != "workdir"}))
@@ -107,6 +107,8 @@ def claim(config):
             stack.enter_context(_lock(workdir))
             _check_same(workdir, config)
             _replace(workdir / "config.json", _as_json(config))
+        except FileExistsError as error:
+            raise ValueError(f"workdir {workdir} is a file; it must be a folder") from error
         except OSError as error:
             raise ValueError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
         meet("claim the workdir")
