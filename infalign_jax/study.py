@@ -148,11 +148,13 @@ def run(study, folder, share=(1, 1), retry=False):
     Returns {name: error} of those that failed.
 
     Raises:
-      ValueError: `folder` holds another study.
+      ValueError: `folder` is a file, or holds another study.
     """
     from infalign_jax.reporting.progress import Progress
     from infalign_jax.training import compilation, workdir
 
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"workdir {folder} is a file; it must be a folder")
     _same_study(study, folder / "study.json")
     compilation.use_cache()
     mine = in_order(study, groups(study)[share[0] - 1 :: share[1]])

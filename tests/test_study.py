@@ -153,6 +153,8 @@ def test_a_study_goes_on_lists_failures_and_retries_them(tmp_path, monkeypatch, 
     found.procedures = ("standard",)
     with pytest.raises(ValueError, match="holds another study"):
         study.run(found, tmp_path)
+    with pytest.raises(ValueError, match="study.json is a file; it must be a folder"):
+        study.run(found, tmp_path / "study.json")
 
 
 def test_cells_of_another_process_are_left_to_it_until_it_is_gone(tmp_path, monkeypatch):
