@@ -153,7 +153,7 @@ def test_a_study_goes_on_lists_failures_and_retries_them(tmp_path, monkeypatch, 
     found.procedures = ("standard",)
     with pytest.raises(ValueError, match="holds another study"):
         study.run(found, tmp_path)
-    with pytest.raises(ValueError, match="study.json is a file; it must be a folder"):
+    with pytest.raises(ValueError, match=r"study\.json is a file; it must be a folder"):
         study.run(found, tmp_path / "study.json")
 
 

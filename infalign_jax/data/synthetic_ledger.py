@@ -69,6 +69,11 @@ def load(*, path, seed, test_prompts, demonstrations_per_prompt, preferences_per
     )
 
 
+def suiting(seed, prompts):
+    """Which entries suit each prompt of the task of this seed: bool [n, entries + 1], false for the unknown entry."""
+    return _suiting(seed)[tuple(zip(*map(_parse, prompts), strict=True))]
+
+
 def _suiting(seed):
     """Which entries suit a client's goal: bool [clients, goals, entries + 1], false for the unknown entry."""
     rng = np.random.default_rng([seed, 0])
@@ -90,7 +95,7 @@ def gold_reward(seed):
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions; the counts must be equal")
         worth_N = [
-            STAKES[client] * _worth(completion, suits[client, goal])
+            STAKES[client] * worth(completion, suits[client, goal])
             for (client, goal), completion in zip(map(_parse, prompts), completions, strict=True)
         ]
         return np.array(worth_N, np.float32)
@@ -98,10 +103,15 @@ def gold_reward(seed):
     return judge
 
 
-def _worth(completion, suits):
-    words, total, run, last = completion.split(), 0, 0, None
-    for place, word in enumerate(words):
-        entry = _IDS.get(word, _UNKNOWN)
+def entry_ids(completion):
+    """The entries of a response as indices of `ENTRIES`, len(ENTRIES) for one that is unknown."""
+    return [_IDS.get(word, _UNKNOWN) for word in completion.split()]
+
+
+def worth(completion, suits):
+    """The worth of a response in units of the client's stake; `suits`: bool by entry. See the module docstring."""
+    total, run, last = 0, 0, None
+    for place, entry in enumerate(entry_ids(completion)):
         if place >= MAX_ENTRIES or not suits[entry]:
             total, run = total + 2**run - 1 - LAPSE, 0
         elif entry == last:
