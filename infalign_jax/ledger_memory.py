@@ -9,9 +9,9 @@ from infalign_jax import flags
 
 PAGE = """python -m infalign_jax.ledger_memory [--kl X] [--policies FOLDER[,FOLDER...]]
 
-  A ledger's worth lies in its runs of suiting entries. The first table has the most that policies can win on that task, for
-  the procedure of the column: those whose entries depend on the prompt and their place alone, those that also know the run so
-  far, and any. Exact but for the task's speaker being 100,000 draws of it; nothing is trained.
+  A ledger's worth lies in its runs of suiting entries. The first table has the win rates of the best policies on that task,
+  each made for one procedure: among those whose entries depend on the prompt and their place alone, among those that also know
+  the run so far, and among all. Exact but for the task's speaker being 100,000 draws of it; nothing is trained.
 
   The second one has, for every policy, how often an entry suits after 0, 1, 2, 3, 4 and more suiting entries in a row.
 
@@ -33,39 +33,40 @@ def main(words):
         raise ValueError(f"--kl is {options['kl']:g}; it must be above 0 and below 4")
     from infalign_jax.reporting.study_tables import markdown
 
-    most, laws = ceilings(options["kl"])
-    runs = [*map(str, range(RUNS - 1)), f"{RUNS - 1} and more"]
-    print(markdown(["entries depend on", *PROCEDURES], most))
+    wins, laws = ceilings(options["kl"])
+    print(markdown(["entries depend on", "best for", *PROCEDURES], wins))
     print()
-    rows = [*laws, *([folder, *shares(*of_policy(folder))] for folder in options["policies"].split(",") if folder)]
-    print(markdown(["an entry suits after a run of", *runs], rows))
+    laws += [[folder, "", *shares(*of_policy(folder))] for folder in options["policies"].split(",") if folder]
+    runs = [*map(str, range(RUNS - 1)), f"{RUNS - 1} and more"]
+    print(markdown(["an entry suits after a run of", "best for", *runs], laws))
 
 
 def ceilings(kl):
-    """Rows of text: the most that policies win at each procedure, and the shares of suiting entries of the best ones."""
+    """Rows of text, of the best policies by what they see and what they are for: win rates, and shares of suiting entries."""
     from infalign_jax.core import feature_optimum, optimal, procedures
+    from infalign_jax.core.winrate import exact_win_rate
     from infalign_jax.data import synthetic_ledger as ledger
 
     suits = np.arange(len(ledger.ENTRIES) + 1) < ledger.SUITING  # which ones suit makes no difference
-    prompts = ["baker save jan :"] * SPEAKER_DRAWS
+    prompts, speaker_N = ["baker save jan :"] * SPEAKER_DRAWS, np.full(SPEAKER_DRAWS, 1 / SPEAKER_DRAWS)
     texts = ledger.speak(prompts, np.broadcast_to(suits, (1, 1, len(suits))), np.random.default_rng(0))
-    worth_N = [ledger.worth(text, suits) for text in texts]
+    worth_N = np.array([ledger.worth(text, suits) for text in texts], float)
     suits_NT, run_NT, repeats_NT, live_NT = entries(texts, suits)
     length_NL = np.eye(suits_NT.shape[1])[live_NT.sum(1) - 1]
     at_run_NRT = run_NT[:, None] == np.arange(RUNS)[:, None]
     by_place_NF = np.c_[suits_NT, length_NL]
     by_run = [(live_NT[:, None] & at_run_NRT).sum(2), (suits_NT[:, None] & at_run_NRT).sum(2), repeats_NT.sum(1)]
-    families = {"their place": by_place_NF, "their place and the run so far": np.column_stack([by_place_NF, *by_run])}
-    most = []
-    laws = [["the task's speaker", *shares(suits_NT, run_NT, live_NT, np.ones(len(texts)))]]
-    for name, features_NF in families.items():
-        found = {p: feature_optimum.solve(procedures.from_name(p), worth_N, features_NF, kl) for p in PROCEDURES}
-        most.append([name, *(f"{found[p].win_rate:.3f}" for p in PROCEDURES)])
-        laws += [
-            [f"best for {p} by {name}", *shares(suits_NT, run_NT, live_NT, found[p].weights_N)] for p in PROCEDURES
-        ]
-    top = [optimal.optimal_transform(p, kl=kl).win_rate for p in PROCEDURES]
-    return [*most, ["anything (if no two ledgers tied)", *(f"{win:.3f}" for win in top)]], laws
+    families = {"their place": by_place_NF, "place and run so far": np.column_stack([by_place_NF, *by_run])}
+    laws = [procedures.from_name(name) for name in PROCEDURES]
+    wins, shown = [], [["the task's speaker", "", *shares(suits_NT, run_NT, live_NT, speaker_N)]]
+    for seen, features_NF in families.items():
+        for law in laws:
+            weights_N = feature_optimum.solve(law, worth_N, features_NF, kl).weights_N
+            measured = [exact_win_rate(other, weights_N, speaker_N, worth_N) for other in laws]
+            wins.append([seen, law.name, *(f"{win:.3f}" for win in measured)])
+            shown.append([seen, law.name, *shares(suits_NT, run_NT, live_NT, weights_N)])
+    top = [optimal.optimal_transform(law, kl=kl).win_rate for law in laws]
+    return [*wins, ["anything, without ties", "each", *(f"{win:.3f}" for win in top)]], shown
 
 
 def entries(texts, suits):
