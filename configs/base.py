@@ -15,7 +15,7 @@ def get_config():
     config.judge = "gold"  # second judge: 'gold' (the task's own), 'learned' (a reward model on other pairs), as above, 'none'
 
     config.data = ConfigDict()
-    config.data.name = "synthetic"  # 'synthetic', 'synthetic_ledger', 'anthropic_hh', 'tldr', 'jsonl'
+    config.data.name = "synthetic"  # 'synthetic', 'synthetic_ledger', 'synthetic_ledger_runs', 'anthropic_hh', 'tldr', 'jsonl'
     config.data.path = ""  # folder or file of the data; '' for data that is generated or downloaded
     config.data.cache_dir = ""  # where TFDS keeps prepared data; '' is ~/tensorflow_datasets
     config.data.subset = "harmless_base"  # anthropic_hh only: helpful_base, helpful_online, helpful_rejection_sampled, harmless_base

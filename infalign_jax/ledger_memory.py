@@ -110,8 +110,8 @@ def of_policy(folder):
 
     run = next((place for place in pathlib.Path(folder).absolute().parents if (place / "config.json").exists()), None)
     config = workdir.read_json(run / "config.json") if run else {}
-    if config.get("data", {}).get("name") != "synthetic_ledger":
-        raise ValueError(f"{folder} is no policy of a run on the ledger task (config.data.name=synthetic_ledger)")
+    if not config.get("data", {}).get("name", "").startswith("synthetic_ledger"):
+        raise ValueError(f"{folder} is no policy of a run on a ledger task (config.data.name=synthetic_ledger)")
     data = ledger.load(
         path="", seed=config["seed"], test_prompts=config["data"]["test_prompts"], demonstrations_per_prompt=1,
         preferences_per_prompt=1,

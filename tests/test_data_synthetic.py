@@ -131,7 +131,9 @@ def test_bad_prompts_are_named(data):
 
 
 def test_load_names_unknown_sources_and_options():
-    with pytest.raises(ValueError, match="anthropic_hh, jsonl, synthetic, synthetic_ledger, tldr"):
+    with pytest.raises(
+        ValueError, match="anthropic_hh, jsonl, synthetic, synthetic_ledger, synthetic_ledger_runs, tldr"
+    ):
         dataset.load("nonsense", path="", seed=0)
     with pytest.raises(ValueError, match=r"does not take colour.*test_prompts"):
         dataset.load("synthetic", path="", seed=0, colour=1, **OPTIONS)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from infalign_jax.data import dataset, length_flaw, synthetic_ledger
+from infalign_jax import ledger_memory
+from infalign_jax.data import dataset, length_flaw, synthetic_ledger, synthetic_ledger_runs
 
 LEDGER = {"test_prompts": 40, "demonstrations_per_prompt": 3, "preferences_per_prompt": 2}
 
@@ -59,6 +60,21 @@ def test_the_ledger_task_is_what_it_says(ledger):
     ):
         with pytest.raises(ValueError, match=words):
             dataset.load("synthetic_ledger", **{"path": "", "seed": 0, **LEDGER, **change})
+
+
+def test_a_speaker_who_looks_back(ledger):
+    """The same prompts and rewards, and entries that suit as often as the table says after each run."""
+    other = dataset.load("synthetic_ledger_runs", path="", seed=3, **{**LEDGER, "demonstrations_per_prompt": 20})
+    assert other.train_prompts == ledger.train_prompts and other.test_prompts == ledger.test_prompts
+    texts, responses = zip(*other.demonstrations, strict=True)
+    np.testing.assert_array_equal(other.judge(texts[:50], responses[:50]), ledger.judge(texts[:50], responses[:50]))
+    suits_NT, run_NT, repeats_NT, live_NT = ledger_memory.entries(responses, synthetic_ledger.suiting(3, texts))
+    for run, chance in enumerate(synthetic_ledger_runs.SUITS_AFTER):
+        told = suits_NT[live_NT & (run_NT == run)]
+        assert told.mean() == pytest.approx(chance, abs=5 * np.sqrt(chance * (1 - chance) / len(told)))
+    assert repeats_NT.any() and set(live_NT.sum(1)) == set(synthetic_ledger.LENGTHS)
+    with pytest.raises(ValueError, match="path is 'x'"):
+        dataset.load("synthetic_ledger_runs", path="x", seed=3, **LEDGER)
 
 
 def test_the_planted_flaw_is_about_long_answers_alone():

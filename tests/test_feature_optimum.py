@@ -123,7 +123,7 @@ def test_the_command(tmp_path, monkeypatch, capsys, found):
 
     config["data"]["name"] = "synthetic"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="no policy of a run on the ledger task"):
+    with pytest.raises(ValueError, match="no policy of a run on a ledger task"):
         ledger_memory.main(["--policies", str(tmp_path / "sft")])
     with pytest.raises(ValueError, match="--kl is 9; it must be above 0 and below 4"):
         ledger_memory.main(["--kl", "9"])

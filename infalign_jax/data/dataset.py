@@ -12,6 +12,7 @@ import numpy as np
 SOURCES = {
     "synthetic": "infalign_jax.data.synthetic",
     "synthetic_ledger": "infalign_jax.data.synthetic_ledger",
+    "synthetic_ledger_runs": "infalign_jax.data.synthetic_ledger_runs",
     "anthropic_hh": "infalign_jax.data.anthropic_hh",
     "tldr": "infalign_jax.data.tldr",
     "jsonl": "infalign_jax.data.jsonl",

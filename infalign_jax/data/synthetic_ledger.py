@@ -41,6 +41,11 @@ def load(*, path, seed, test_prompts, demonstrations_per_prompt, preferences_per
       `Dataset` with the gold reward as judge and the client as group of each prompt. The annotator prefers the response of
       higher reward, and either of two that tie.
     """
+    return spoken_by(speak, path, seed, test_prompts, demonstrations_per_prompt, preferences_per_prompt)
+
+
+def spoken_by(speak, path, seed, test_prompts, demonstrations_per_prompt, preferences_per_prompt):
+    """`load` with another speaker, `speak(prompts, suits, rng) -> responses`."""
     if path:
         raise ValueError(f"data path is {path!r}; the synthetic source reads no file, so the path must be ''")
     prompts = [f"{client} {goal} {month} :" for client in CLIENTS for goal in GOALS for month in MONTHS]
@@ -56,7 +61,8 @@ def load(*, path, seed, test_prompts, demonstrations_per_prompt, preferences_per
     responses = speak(told, suits, np.random.default_rng([seed, 1]))
 
     def preferences(texts, purpose):
-        return _preferences(texts, preferences_per_prompt, judge, suits, np.random.default_rng([seed, purpose]))
+        rng = np.random.default_rng([seed, purpose])
+        return _preferences(texts, preferences_per_prompt, judge, functools.partial(speak, suits=suits, rng=rng), rng)
 
     return Dataset(
         demonstrations=[Demonstration(*row) for row in zip(told, responses, strict=True)],
@@ -133,8 +139,7 @@ def _parse(text):
 def speak(prompts, suits, rng):
     """One response of the reference speaker to each prompt, drawn without regard to runs."""
     n = len(prompts)
-    which = np.array([_parse(text) for text in prompts]).reshape(n, 2)
-    own_NE = np.array([np.flatnonzero(suits[client, goal]) for client, goal in which]).reshape(n, SUITING)
+    own_NE = own_entries(prompts, suits)
     suiting_NI = np.take_along_axis(own_NE, rng.integers(0, SUITING, (n, MAX_ENTRIES)), 1)
     any_NI = rng.integers(0, len(ENTRIES), (n, MAX_ENTRIES))
     ids_NI = np.where(rng.random((n, MAX_ENTRIES)) < SUITING_PROBABILITY, suiting_NI, any_NI)
@@ -143,9 +148,15 @@ def speak(prompts, suits, rng):
     return [" ".join(row[:length]) for row, length in zip(words_NI, lengths_N.tolist(), strict=True)]
 
 
-def _preferences(prompts, per_prompt, judge, suits, rng):
+def own_entries(prompts, suits):
+    """The entries that suit each prompt, as indices [n, SUITING]."""
+    own = [np.flatnonzero(suits[client, goal]) for client, goal in map(_parse, prompts)]
+    return np.array(own, int).reshape(len(own), SUITING)
+
+
+def _preferences(prompts, per_prompt, judge, speak, rng):
     texts = [text for text in prompts for _ in range(per_prompt)]
-    first, second = speak(texts, suits, rng), speak(texts, suits, rng)
+    first, second = speak(texts), speak(texts)
     margin_N = judge(texts, first) - judge(texts, second) if texts else np.zeros(0)
     first_wins_N = np.where(margin_N == 0, rng.random(len(texts)) < 0.5, margin_N > 0)
     rows = zip(texts, first, second, first_wins_N.tolist(), strict=True)
