@@ -13,7 +13,16 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from configs import study_hacking, study_hh, study_ledger, study_long, study_quickstart, study_small, study_tones
+from configs import (
+    study_hacking,
+    study_hh,
+    study_ledger,
+    study_ledger_runs,
+    study_long,
+    study_quickstart,
+    study_small,
+    study_tones,
+)
 from infalign_jax import main, report, study
 from infalign_jax.core import bootstrap
 from infalign_jax.reporting import study_figures, study_results, style
@@ -62,7 +71,16 @@ def cells():
     return [*made, {**broken._asdict(), "name": broken.name, "status": "failed", "error": "a | b"}]
 
 
-STUDIES = [study_small, study_hacking, study_hh, study_quickstart, study_tones, study_long, study_ledger]
+STUDIES = [
+    study_small,
+    study_hacking,
+    study_hh,
+    study_quickstart,
+    study_tones,
+    study_long,
+    study_ledger,
+    study_ledger_runs,
+]
 
 
 @pytest.mark.parametrize("recipe_", STUDIES, ids=lambda r: r.__name__)
