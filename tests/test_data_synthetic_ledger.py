@@ -68,11 +68,11 @@ def test_a_speaker_who_looks_back(ledger):
     assert other.train_prompts == ledger.train_prompts and other.test_prompts == ledger.test_prompts
     texts, responses = zip(*other.demonstrations, strict=True)
     np.testing.assert_array_equal(other.judge(texts[:50], responses[:50]), ledger.judge(texts[:50], responses[:50]))
-    suits_NT, run_NT, repeats_NT, live_NT = ledger_memory.entries(responses, synthetic_ledger.suiting(3, texts))
+    told = ledger_memory.entries(responses, synthetic_ledger.suiting(3, texts))
     for run, chance in enumerate(synthetic_ledger_runs.SUITS_AFTER):
-        told = suits_NT[live_NT & (run_NT == run)]
-        assert told.mean() == pytest.approx(chance, abs=5 * np.sqrt(chance * (1 - chance) / len(told)))
-    assert repeats_NT.any() and set(live_NT.sum(1)) == set(synthetic_ledger.LENGTHS)
+        after = told.suits_NT[told.live_NT & (told.run_NT == run)]
+        assert after.mean() == pytest.approx(chance, abs=5 * np.sqrt(chance * (1 - chance) / len(after)))
+    assert told.repeats_NT.any() and set(told.live_NT.sum(1)) == set(synthetic_ledger.LENGTHS)
     with pytest.raises(ValueError, match="path is 'x'"):
         dataset.load("synthetic_ledger_runs", path="x", seed=3, **LEDGER)
 

@@ -66,8 +66,8 @@ def test_ledgers_entry_by_entry():
 @pytest.fixture(scope="module")
 def found():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger_memory, "SPEAKER_DRAWS", 30_000)
-        return ledger_memory.ceilings(0.5)
+        patch.setattr(ledger_memory, "REFERENCE_DRAWS", 30_000)
+        return ledger_memory.ceilings(0.5, 2 / 3)
 
 
 def test_who_looks_back_can_win_more_on_ledger(found):
@@ -80,7 +80,7 @@ def test_who_looks_back_can_win_more_on_ledger(found):
         np.ptp(blind[:, 1]) < 0.01 < 0.06 < np.ptp(seeing[:, 1])
     )  # only who looks back can do what a transform asks for
     shares = {(row[0], row[1]): np.array(row[2:], float) for row in laws}
-    np.testing.assert_allclose(shares["the task's speaker", ""], 2 / 3, atol=0.01)  # 1/2 + 1/2 * 8/24
+    np.testing.assert_allclose(shares["the reference", ""], 2 / 3, atol=0.01)
     assert np.all(np.diff(shares["place and run so far", "best_of(4)"]) > 0)
 
 
@@ -103,7 +103,7 @@ def test_a_speaker_who_suits_more_often_is_just_below_the_ceiling_of_those_who_d
 
 
 def test_the_command(tmp_path, monkeypatch, capsys, found):
-    monkeypatch.setattr(ledger_memory, "ceilings", lambda kl: found)
+    monkeypatch.setattr(ledger_memory, "ceilings", lambda kl, chance: found)
 
     def load_policy(folder):
         def generate(prompts, n, max_tokens):
@@ -127,3 +127,5 @@ def test_the_command(tmp_path, monkeypatch, capsys, found):
         ledger_memory.main(["--policies", str(tmp_path / "sft")])
     with pytest.raises(ValueError, match="--kl is 9; it must be above 0 and below 4"):
         ledger_memory.main(["--kl", "9"])
+    with pytest.raises(ValueError, match="--chance is 1; it must be above 0 and below 1"):
+        ledger_memory.main(["--chance", "1"])
