@@ -29,7 +29,7 @@ def main(words):
     if {"--help", "-h"} & set(words):
         return print(PAGE, end="")
     own, rest = _split(words)
-    given = flags.parse("aot", own, _TABLE)
+    given = flags.parse("infalign aot", own, _TABLE)
     config, _, _ = recipe.parse(rest)
     if config is None:
         raise ValueError("--config is missing; see infalign aot --help")

@@ -42,7 +42,11 @@ def raised_here(error):
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == "infalign_jax"
+    if trace is None:
+        return False
+    module = trace.tb_frame.f_globals
+    # A module that is a command of its own is called __main__, and only its package says whose it is.
+    return (module.get("__package__") or module.get("__name__", "")).split(".")[0] == "infalign_jax"
 
 
 def quiet_readers():

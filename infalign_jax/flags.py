@@ -5,7 +5,7 @@ def parse(command, words, table):
     """{flag: value} of a command's words.
 
     Args:
-      command: its name, for the errors.
+      command: as it is typed, for the errors.
       words: `--flag=value`, `--flag value` or, for a flag whose reader is `bool`, `--flag` alone; in any order.
       table: flag -> (default, reader of its text). A default of None makes the flag required.
 
@@ -24,7 +24,7 @@ def parse(command, words, table):
         given[name] = _read(name, table[name][1], value if equals else None, rest)
     for name, (default, _) in table.items():
         if given.setdefault(name, default) is None:
-            raise ValueError(f"--{name} is missing; see infalign {command} --help")
+            raise ValueError(f"--{name} is missing; see {command} --help")
     return given
 
 

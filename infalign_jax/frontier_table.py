@@ -41,7 +41,7 @@ def main(words):
     """The command: prints the table, and writes the files asked for."""
     if {"--help", "-h"} & set(words):
         return print(PAGE, end="")
-    options = flags.parse("frontier", words, _FLAGS)
+    options = flags.parse("infalign frontier", words, _FLAGS)
     kls, outs = _numbers(options["kls"]), [out.strip() for out in options["out"].split(",") if out.strip()]
     if not 0 <= options["rollouts"] <= MOST_ROLLOUTS:
         raise ValueError(

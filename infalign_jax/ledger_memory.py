@@ -1,7 +1,6 @@
 """`python -m infalign_jax.ledger_memory`: what policies can reach on `ledger`, by what of a ledger they look at."""
 
 import pathlib
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -47,18 +46,18 @@ def main(words):
     if {"--help", "-h"} & set(words):
         return print(PAGE, end="")
     legal = {"kl": (0.5, float), "chance": (2 / 3, float), "policies": ("", str)}
-    options = flags.parse("ledger_memory", words, legal)
+    options = flags.parse("python -m infalign_jax.ledger_memory", words, legal)
     for name, most in (("kl", 4), ("chance", 1)):
         if not 0 < options[name] < most:
             raise ValueError(f"--{name} is {options[name]:g}; it must be above 0 and below {most}")
     from infalign_jax.reporting.study_tables import markdown
 
+    policies = [[folder, "", *shares(of_policy(folder))] for folder in options["policies"].split(",") if folder]
     wins, laws = ceilings(options["kl"], options["chance"])
     print(markdown(["entries depend on", "best for", *PROCEDURES], wins))
     print()
-    laws += [[folder, "", *shares(of_policy(folder))] for folder in options["policies"].split(",") if folder]
     runs = [*map(str, range(RUNS - 1)), f"{RUNS - 1} and more"]
-    print(markdown(["an entry suits after a run of", "best for", *runs], laws))
+    print(markdown(["an entry suits after a run of", "best for", *runs], [*laws, *policies]))
 
 
 def ceilings(kl, chance):
@@ -152,4 +151,6 @@ def of_policy(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from infalign_jax.main import cli
+
+    cli(main)

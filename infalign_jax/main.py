@@ -70,12 +70,15 @@ first steps
 """
 
 
-def cli():
-    """Entry point of the console script `infalign`: what a user got wrong ends with one sentence and exit status 2."""
+def cli(command=None):
+    """Entry point of the console script `infalign`: what a user got wrong ends with one sentence and exit status 2.
+
+    `command`: what does the words of a command line instead of `main`, for modules that are commands of their own.
+    """
     memory.keep_freed_memory()
     errors.quiet_readers()
     try:
-        main(sys.argv[1:])
+        (command or main)(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has enough

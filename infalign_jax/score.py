@@ -41,7 +41,7 @@ def main(words):
     """The command: reads the flags and writes the rows."""
     if {"--help", "-h"} & set(words):
         return print(PAGE, end="")
-    options = flags.parse("score", words, _FLAGS)
+    options = flags.parse("infalign score", words, _FLAGS)
     kl = _kl(options["kl"], words)
     # A bad name is told before files are read.
     shaping.make_shaping(options["transform"], kl=kl, tails=options["tails"])

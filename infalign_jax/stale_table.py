@@ -1,7 +1,5 @@
 """`python -m infalign_jax.stale_table`: what it costs to align a policy with the calibration table of another one."""
 
-import sys
-
 import numpy as np
 
 from infalign_jax import flags
@@ -33,7 +31,9 @@ def main(words):
     """The command: prints both tables in Markdown."""
     if {"--help", "-h"} & set(words):
         return print(PAGE, end="")
-    options = flags.parse("stale_table", words, {"policy": (None, str), "tables": (None, str), "kl": (0.5, float)})
+    options = flags.parse(
+        "python -m infalign_jax.stale_table", words, {"policy": (None, str), "tables": (None, str), "kl": (0.5, float)}
+    )
     if not 0 < options["kl"] < 40:
         raise ValueError(f"--kl is {options['kl']:g}; it must be above 0 and below 40")
     from infalign_jax.reporting.study_tables import markdown
@@ -83,4 +83,6 @@ def closed_form(kl):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from infalign_jax.main import cli
+
+    cli(main)

@@ -53,7 +53,7 @@ def main(words):
     if {"--help", "-h"} & set(words):
         return print(PAGE, end="")
     own = [word for word in words if word.startswith(("--shard", "--retry"))]
-    given = flags.parse("study", own, {"shard": ("1/1", str), "retry": (False, bool)})
+    given = flags.parse("infalign study", own, {"shard": ("1/1", str), "retry": (False, bool)})
     study, workdir, rest = recipe.parse([word for word in words if word not in own])
     if study is None or not workdir or rest:
         raise ValueError("study needs --config and --workdir and no other words; see infalign study --help")

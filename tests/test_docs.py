@@ -51,11 +51,11 @@ def read(words):
         raise ValueError(f"there is no command {command!r}")
     if command in ("score", "frontier", "generate"):
         return flags.parse(
-            command, [*rest, "--rewards=x"] if command == "score" and not rest else rest, TABLES[command]
+            f"infalign {command}", [*rest, "--rewards=x"] if command == "score" and not rest else rest, TABLES[command]
         )
     if command == "aot":
         own, rest = aot._split(rest)
-        flags.parse(command, own, TABLES[command])
+        flags.parse(f"infalign {command}", own, TABLES[command])
     rest = [word for word in rest if not word.startswith(("--shard", "--retry"))]
     return recipe.parse(rest)
 

@@ -1,6 +1,8 @@
 """The best policy of some features: against brute force and simulation, and what it says about the ledger task."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -129,3 +131,9 @@ def test_the_command(tmp_path, monkeypatch, capsys, found):
         ledger_memory.main(["--kl", "9"])
     with pytest.raises(ValueError, match="--chance is 1; it must be above 0 and below 1"):
         ledger_memory.main(["--chance", "1"])
+
+
+def test_what_is_wrong_is_said_in_one_sentence():
+    command = [sys.executable, "-m", "infalign_jax.ledger_memory", "--kl", "9"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (2, "infalign: --kl is 9; it must be above 0 and below 4\n")

@@ -53,7 +53,7 @@ def main(words):
 
 def parse(words):
     """{flag: value} of the command's words. Raises ValueError naming the flag that is unknown, missing or out of range."""
-    options = flags.parse("generate", words, _FLAGS)
+    options = flags.parse("infalign generate", words, _FLAGS)
     for name in ("rollouts", "max_tokens", "batch"):
         if options[name] < 1:
             raise ValueError(f"--{name} is {options[name]}; it must be at least 1")

@@ -7,7 +7,6 @@ one of the two, `--parts ""` only draws.
 
 import json
 import pathlib
-import sys
 import time
 
 from infalign_jax import flags, recipe
@@ -95,7 +94,11 @@ PARTS = {"cpu": on_cpu, "v5p": on_slices}
 def main(words):
     """Compiles, measures and draws."""
     parts = [
-        part for part in flags.parse("growth", words, {"parts": (",".join(PARTS), str)})["parts"].split(",") if part
+        part
+        for part in flags.parse("python -m infalign_jax.scale.growth", words, {"parts": (",".join(PARTS), str)})[
+            "parts"
+        ].split(",")
+        if part
     ]
     if not set(parts) <= set(PARTS):
         raise ValueError(
@@ -160,4 +163,6 @@ def _panel(axes, sizes, expected, what, found, look):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from infalign_jax.main import cli
+
+    cli(main)

@@ -52,7 +52,7 @@ ROWS = {
 def main(words):
     """Compiles what is missing of the rows (all, or those named in --rows, separated by semicolons) and writes the table."""
     known_flags = {"rows": (";".join(ROWS), str), "steps": ("sample,score,align", str), "again": (False, bool)}
-    given = flags.parse("table", words, known_flags)
+    given = flags.parse("python -m infalign_jax.scale.table", words, known_flags)
     names, steps = [name for name in given["rows"].split(";") if name], aot.step_names(given["steps"])
     for name in names:
         if name not in ROWS:
@@ -135,4 +135,6 @@ def _cells(each):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from infalign_jax.main import cli
+
+    cli(main)
