@@ -54,6 +54,11 @@ def test_refusals(rewards, features, kl, says):
         feature_optimum.solve(procedures.standard(), rewards, features, kl)
 
 
+def test_a_procedure_that_looks_at_more_than_ranks_is_refused():
+    with pytest.raises(ValueError, match="has no distortion"):
+        feature_optimum.solve(procedures.from_name("rewind_and_repeat(0.75,4)"), [0.0, 1.0], [[0.0], [1.0]], 0.1)
+
+
 def test_ledgers_entry_by_entry():
     """Entries 0 to 7 suit; the seventh is unknown."""
     names = synthetic_ledger.ENTRIES

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import optimize, special
 
 from infalign_jax.core.checks import check_finite
+from infalign_jax.core.procedure import all_distortions
 
 
 class FeatureOptimum(NamedTuple):
@@ -41,7 +42,8 @@ def solve(objective, rewards_N, features_NF, kl):
       `FeatureOptimum`: the better of the local optima found from three starts.
 
     Raises:
-      ValueError: other shapes, numbers that are not finite, a KL that is not above 0 or that no start could keep.
+      ValueError: other shapes, numbers that are not finite, a procedure without a distortion, a KL that is not above 0 or
+        that no start could keep.
 
     Examples:
       >>> from infalign_jax.core import procedures
@@ -52,6 +54,8 @@ def solve(objective, rewards_N, features_NF, kl):
     rewards_N, features_NF = check_finite("rewards_N", rewards_N), check_finite("features_NF", features_NF)
     if rewards_N.ndim != 1 or features_NF.ndim != 2 or len(features_NF) != len(rewards_N):
         raise ValueError(f"rewards {rewards_N.shape} and features {features_NF.shape} must be [N] and [N, F]")
+    if not all_distortions(objective):
+        raise ValueError(f"{objective.name} has no distortion; its optimum over features is not solved for")
     if not kl > 0:
         raise ValueError(f"kl is {kl:g}; it must be above 0")
     _, level_N = np.unique(rewards_N, return_inverse=True)
