@@ -47,6 +47,7 @@ def test_features_that_say_nothing_of_the_reward_win_nothing():
         ([0.0, np.nan], [[0.0], [1.0]], 0.1, "rewards_N has nan at index"),
         ([0.0, 1.0], [[0.0], [1.0]], 0.0, "kl is 0; it must be above 0"),
         ([0.0, 1.0], [[0.0], [1.0]], np.nan, "kl is nan"),
+        ([0.0, 1.0], [[0.0], [1.0]], 1e-15, "no policy of these features was found within kl = 1e-15"),
     ],
 )
 def test_refusals(rewards, features, kl, says):
