@@ -74,7 +74,7 @@ def test_ledgers_entry_by_entry():
 @pytest.fixture(scope="module")
 def found():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger_memory, "REFERENCE_DRAWS", 30_000)
+        patch.setattr(ledger_memory, "REFERENCE_DRAWS", 8_000)
         return ledger_memory.ceilings(0.5, 2 / 3)
 
 
