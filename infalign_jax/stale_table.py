@@ -31,9 +31,8 @@ def main(words):
     """The command: prints both tables in Markdown."""
     if {"--help", "-h"} & set(words):
         return print(PAGE, end="")
-    options = flags.parse(
-        "python -m infalign_jax.stale_table", words, {"policy": (None, str), "tables": (None, str), "kl": (0.5, float)}
-    )
+    legal = {"policy": (None, str), "tables": (None, str), "kl": (0.5, float)}
+    options = flags.parse("python -m infalign_jax.stale_table", words, legal)
     if not 0 < options["kl"] < 40:
         raise ValueError(f"--kl is {options['kl']:g}; it must be above 0 and below 40")
     from infalign_jax.reporting.study_tables import markdown

@@ -69,6 +69,9 @@ def test_ledgers_entry_by_entry():
     assert run[:9] == [0, 1, 2, 1, 0, 1, 2, 0, 1]
     assert repeats == [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     assert live == [1] * 8 + [0] * 4
+    alone = ledger_memory.entries([names[0], names[9], ""], SUITS)
+    assert ledger_memory.shares(alone) == ["0.500", "–", "–", "–", "–"]  # no entry follows a run
+    assert ledger_memory.shares(alone, np.array([0.75, 0.25, 0.0]))[0] == "0.750"
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +87,8 @@ def test_who_looks_back_can_win_more_on_ledger(found):
     blind, seeing, anything = table[:3], table[3:6], table[6]
     assert (np.diag(blind) >= blind.max(0) - 0.001).all() and (np.diag(seeing) >= seeing.max(0) - 0.001).all()
     assert (np.diag(blind) < np.diag(seeing)).all() and (np.diag(seeing) < anything).all()
-    assert (
-        np.ptp(blind[:, 1]) < 0.01 < 0.06 < np.ptp(seeing[:, 1])
-    )  # only who looks back can do what a transform asks for
+    # Only who looks back can do what a transform asks for.
+    assert np.ptp(blind[:, 1]) < 0.01 < 0.06 < np.ptp(seeing[:, 1])
     shares = {(row[0], row[1]): np.array(row[2:], float) for row in laws}
     np.testing.assert_allclose(shares["the reference", ""], 2 / 3, atol=0.01)
     assert np.all(np.diff(shares["place and run so far", "best_of(4)"]) > 0)

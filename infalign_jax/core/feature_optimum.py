@@ -12,6 +12,7 @@ from scipy import optimize, special
 
 from infalign_jax.core.checks import check_finite
 from infalign_jax.core.procedure import all_distortions
+from infalign_jax.core.winrate import exact_win_rate
 
 
 class FeatureOptimum(NamedTuple):
@@ -58,14 +59,17 @@ def solve(objective, rewards_N, features_NF, kl):
         raise ValueError(f"{objective.name} has no distortion; its optimum over features is not solved for")
     if not kl > 0:
         raise ValueError(f"kl is {kl:g}; it must be above 0")
-    _, level_N = np.unique(rewards_N, return_inverse=True)
+    levels_V, level_N = np.unique(rewards_N, return_inverse=True)
+    reference_V = np.bincount(level_N) / len(level_N)
     features_NF = features_NF - features_NF.mean(0)
     features_NF = features_NF / np.maximum(features_NF.std(0), 1e-12)
 
     def value(theta_F):
         weights_N = special.softmax(features_NF @ theta_F)
-        win, slope_V = _win_rate(objective, np.bincount(level_N, weights_N), np.bincount(level_N) / len(level_N))
-        return -win, -_covariance(weights_N, slope_V[level_N], features_NF)
+        policy_V = np.bincount(level_N, weights_N)
+        win = exact_win_rate(objective, policy_V, reference_V, levels_V)
+        slope_V = _slope(objective, policy_V, reference_V)
+        return -float(win), -_covariance(weights_N, slope_V[level_N], features_NF)
 
     def slack(theta_F):
         return kl - _divergence(special.softmax(features_NF @ theta_F))
@@ -87,18 +91,15 @@ def solve(objective, rewards_N, features_NF, kl):
     return FeatureOptimum(weights_N, _divergence(weights_N), -float(best.fun))
 
 
-def _win_rate(objective, policy_V, reference_V):
-    """The win rate over ascending levels, and its derivative in each level's mass up to a constant."""
+def _slope(objective, policy_V, reference_V):
+    """The derivative of the win rate in the policy's mass of each of the ascending levels, up to a constant."""
     up_to_V, reference_up_to_V = (np.minimum(np.cumsum(p_V), 1.0) for p_V in (policy_V, reference_V))
-    up_to_V[-1] = reference_up_to_V[-1] = 1.0
-    win, slope_V = 0.0, np.zeros_like(policy_V)
+    slope_V = np.zeros_like(policy_V)
     for share, part in objective.parts:
-        after_V, beaten_V = part.distortion(up_to_V), part.distortion(reference_up_to_V)
-        below_V = np.r_[0.0, beaten_V[:-1]]
-        win += share * float(np.sum(np.diff(after_V, prepend=0.0) * (beaten_V + below_V) / 2))
-        inner = part.slope(up_to_V[:-1]) * (beaten_V[1:] - below_V[:-1]) / 2
+        beaten_V = np.r_[0.0, part.distortion(reference_up_to_V)]
+        inner = part.slope(up_to_V[:-1]) * (beaten_V[2:] - beaten_V[:-2]) / 2
         slope_V[:-1] -= share * np.cumsum(inner[::-1])[::-1]
-    return win, slope_V
+    return slope_V
 
 
 def _covariance(weights_N, values_N, features_NF):

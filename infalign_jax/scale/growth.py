@@ -93,13 +93,8 @@ PARTS = {"cpu": on_cpu, "v5p": on_slices}
 
 def main(words):
     """Compiles, measures and draws."""
-    parts = [
-        part
-        for part in flags.parse("python -m infalign_jax.scale.growth", words, {"parts": (",".join(PARTS), str)})[
-            "parts"
-        ].split(",")
-        if part
-    ]
+    given = flags.parse("python -m infalign_jax.scale.growth", words, {"parts": (",".join(PARTS), str)})
+    parts = [part for part in given["parts"].split(",") if part]
     if not set(parts) <= set(PARTS):
         raise ValueError(
             f"--parts is {','.join(parts)!r}; it takes some of {', '.join(PARTS)}, with commas between them"
